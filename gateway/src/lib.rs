@@ -1,1 +1,3 @@
-//! To be written.
+//! The gateway as a library: reactors that hold the players' connections and forward their messages.
+
+pub mod driver;
