@@ -6,6 +6,7 @@
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod agent;
+pub mod close;
 pub mod compression;
 pub mod config;
 pub mod dictionary;
