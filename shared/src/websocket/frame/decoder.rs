@@ -142,11 +142,15 @@ impl Decoder {
 
     /// Continues where [`freeze`](Self::freeze) stopped.
     pub fn resume(state: DecoderState) -> Self {
-        // How far the text is known to be UTF-8 is not carried over: the next piece looks at all of it once.
         let partial = state.partial.map(|open| {
+            // Looked at again rather than trusted: the state came from another process.
+            let utf8_bytes = match std::str::from_utf8(&open.payload) {
+                Ok(text) => text.len(),
+                Err(error) => error.valid_up_to(),
+            };
             Box::new(Partial {
+                utf8_bytes: if open.is_text { utf8_bytes } else { 0 },
                 payload: open.payload,
-                utf8_bytes: 0,
                 fragments: open.fragments,
                 is_text: open.is_text,
                 is_delivered: false,
@@ -271,7 +275,8 @@ impl Decoder {
     }
 
     fn take_piece(&mut self, head: FrameHead, payload: &[u8]) -> Result<Incoming<'_>, FrameError> {
-        let open = self.partial.get_or_insert_with(|| Partial::open(head.opcode == Opcode::Text));
+        let is_text = head.opcode == Opcode::Text;
+        let open = self.partial.get_or_insert_with(|| Box::new(Partial::open(is_text)));
         if !open.append(payload, head.is_final) {
             return Err(self.refuse(FrameError::InvalidUtf8));
         }
@@ -304,9 +309,8 @@ impl Decoder {
 }
 
 impl Partial {
-    fn open(is_text: bool) -> Box<Self> {
-        let payload = Vec::new();
-        Box::new(Self { payload, utf8_bytes: 0, fragments: 0, is_text, is_delivered: false })
+    fn open(is_text: bool) -> Self {
+        Self { payload: Vec::new(), utf8_bytes: 0, fragments: 0, is_text, is_delivered: false }
     }
 
     /// Stores a piece; false if the text so far cannot become UTF-8.
