@@ -13,13 +13,10 @@ use super::{
     backoff::Backoffs,
     buffers::Ledger,
     slots::Slots,
-    socket::{AcceptFailure, accept_failure, set_nonblocking},
+    socket::{AcceptFailure, accept_failure, set_nonblocking, shut_down},
 };
 use mio::{Interest, Poll, Registry, unix::SourceFd};
-use rustix::{
-    io::Errno,
-    net::{SendFlags, Shutdown},
-};
+use rustix::{io::Errno, net::SendFlags};
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -227,7 +224,7 @@ impl Epoll {
             Err(errno) => Err(errno.into()),
         };
         if socket.shuts_down_after_send {
-            shut_down(socket.fd.as_fd());
+            shut_down(&socket.fd);
         }
         self.queue.push_back(Queued::Event(Event::Sent { token, buffer, result }));
     }
@@ -237,7 +234,7 @@ impl Epoll {
         if socket.outgoing.is_some() {
             socket.shuts_down_after_send = true;
         } else if !socket.is_leaving {
-            shut_down(socket.fd.as_fd());
+            shut_down(&socket.fd);
         }
     }
 
@@ -508,11 +505,6 @@ impl fmt::Debug for Epoll {
 fn deregister(registry: &Registry, fd: &OwnedFd) {
     // It fails only for a socket that is not registered, which is what is wanted.
     let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
-}
-
-fn shut_down(socket: BorrowedFd<'_>) {
-    // It fails when the peer has reset the connection: there is nobody left to tell.
-    let _ = rustix::net::shutdown(socket, Shutdown::Write);
 }
 
 /// A peer that is gone gives an error, not a signal. Where the flag is missing, the runtime ignores

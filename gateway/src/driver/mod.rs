@@ -1,6 +1,6 @@
 //! Sockets in completion style: one thread owns a [`Driver`], asks it for operations and takes events.
 //!
-//! Two drivers stand behind one interface and behave the same: `Uring` hands operations to an
+//! Two drivers stand behind one interface and behave the same: [`Uring`] hands operations to an
 //! `io_uring`, [`Epoll`] does them itself when a selector says that they will succeed. Neither knows
 //! anything of packets, sessions or time-outs; that is the reactor's.
 //!
@@ -17,11 +17,15 @@ mod epoll;
 mod slots;
 mod socket;
 mod token;
+#[cfg(target_os = "linux")]
+mod uring;
 mod waker;
 
 pub use buffers::Buffer;
 pub use epoll::Epoll;
 pub use token::Token;
+#[cfg(target_os = "linux")]
+pub use uring::Uring;
 pub use waker::Waker;
 
 use std::{fmt, io, os::fd::OwnedFd, time::Duration};
@@ -187,6 +191,9 @@ pub struct DriverStats {
 /// [`Event::Released`].
 #[derive(Debug)]
 pub enum Driver {
+    /// Over a ring.
+    #[cfg(target_os = "linux")]
+    Uring(Box<Uring>),
     /// Over a selector.
     Epoll(Box<Epoll>),
 }
@@ -195,6 +202,8 @@ pub enum Driver {
 macro_rules! delegate {
     ($driver:expr, $it:ident => $call:expr) => {
         match $driver {
+            #[cfg(target_os = "linux")]
+            Driver::Uring($it) => $call,
             Driver::Epoll($it) => $call,
         }
     };
@@ -217,8 +226,15 @@ impl Driver {
         Ok((Driver::Epoll(Box::new(epoll)), Chosen { kind: Kind::Epoll, reason }))
     }
 
+    #[cfg(target_os = "linux")]
+    fn open_uring(options: &Options) -> Result<(Driver, Chosen), DriverError> {
+        let (uring, reason) = Uring::open(options)?;
+        Ok((Driver::Uring(Box::new(uring)), Chosen { kind: Kind::Uring, reason }))
+    }
+
+    #[cfg(not(target_os = "linux"))]
     fn open_uring(_options: &Options) -> Result<(Driver, Chosen), DriverError> {
-        Err(DriverError::Unfit("not built in"))
+        Err(DriverError::Unfit("only Linux has it"))
     }
 
     /// What other threads wake this one with.

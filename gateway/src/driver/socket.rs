@@ -17,6 +17,12 @@ pub(super) fn set_nonblocking(socket: impl AsFd, is_nonblocking: bool) -> io::Re
     Ok(())
 }
 
+/// Sends a FIN.
+pub(super) fn shut_down(socket: impl AsFd) {
+    // It fails when the peer has reset the connection: there is nobody left to tell.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}
+
 /// What a failed accept means for the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptFailure {
