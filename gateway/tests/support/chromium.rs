@@ -71,7 +71,8 @@ impl Chromium {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // A group of its own, so that a start script's browser and the browser's helpers end with it.
         command.process_group(0);
-        let mut process = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+        let mut process =
+            command.spawn().with_context(|| format!("starting {}", program.display()))?;
         let started = devtools_address(&mut process).and_then(|(port, path)| {
             Devtools::connect(port, &path).map(|devtools| (devtools, port))
         });
