@@ -16,3 +16,4 @@ pub use service::{METHOD_BIND, METHOD_CALL, METHOD_KICK, METHOD_PUSH};
 
 /// The protobuf package. Clients look descriptors up by names such as `protos.Push`, so it never changes.
 pub const PACKAGE: &str = "protos";
+pub use prost::Message;
