@@ -20,6 +20,7 @@ mod handler;
 mod hooks;
 mod link;
 mod metadata;
+pub mod nats;
 mod payload;
 pub mod prelude;
 mod push;
