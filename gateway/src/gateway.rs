@@ -21,7 +21,7 @@ use crate::directory::Directory;
 use crate::driver::DriverError;
 use crate::listener::{self, Listener};
 use crate::mailbox::{Mail, Mailbox};
-use crate::meter::{Meter, Meters};
+use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
 use crate::wire::Protocol;
 

@@ -11,7 +11,7 @@ pub mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::cluster::{Discovery, DiscoveryError};
+use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::server::{METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 

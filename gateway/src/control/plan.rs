@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::AgentRules;
-use shared::cluster::DiscoveryOptions;
+use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::Config;
 use shared::error::Serializer;
 use shared::go;
@@ -292,7 +292,7 @@ fn nats_auth(config: &Config) -> Result<Auth, String> {
     } else if let Some(token) = secret("pitaya.nats.token") {
         Auth::Token(Secret::new(token.reveal()))
     } else if let Some(seed) = secret("pitaya.nats.nkey") {
-        Auth::NKey { seed: Secret::new(seed.reveal().trim()) }
+        Auth::NKey(Secret::new(seed.reveal().trim()))
     } else if let Some(text) = secret("pitaya.nats.credentials") {
         Auth::from_credentials(text.reveal()).map_err(|error| format!("pitaya.nats.credentials: {error}"))?
     } else {
