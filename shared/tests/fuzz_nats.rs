@@ -145,7 +145,7 @@ fn observe<'a>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_bytes_never_make_the_parser_panic(bytes in vec(any::<u8>(), 0..300)) {
@@ -176,7 +176,7 @@ proptest! {
 
 // Each of these cases looks at every place where its stream can be cut.
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_stream_of_which_a_part_is_missing_is_read_as_far_as_it_goes(
