@@ -22,11 +22,12 @@ struct Shown {
     meters: Meters,
 }
 
-/// The running interface; ends when it is dropped.
+/// The running interface.
 pub struct Admin {
     /// Where it listens.
     pub addresses: Vec<SocketAddr>,
-    _servers: JoinSet<()>,
+    /// Ends when it is dropped.
+    pub serving: JoinSet<()>,
 }
 
 /// Serves on the plan's addresses.
@@ -52,7 +53,7 @@ pub async fn start(plan: &Plan, status: Arc<Status>, meters: Meters) -> Result<A
             }
         });
     }
-    Ok(Admin { addresses, _servers: servers })
+    Ok(Admin { addresses, serving: servers })
 }
 
 /// The process lives.

@@ -226,9 +226,13 @@ impl Starting {
                     }
                     status.set_listening(true);
                 }
-                let is_serving = outcome.is_ok();
-                let told = started.send(outcome.map(|admin| admin.addresses));
-                if is_serving && told.is_ok() {
+                // The admin interface lives as long as this task.
+                let (_admin, answer) = match outcome {
+                    Ok(admin) => (Some(admin.serving), Ok(admin.addresses)),
+                    Err(error) => (None, Err(error)),
+                };
+                let is_serving = answer.is_ok();
+                if started.send(answer).is_ok() && is_serving {
                     control.run().await;
                 } else {
                     control.abandon().await;
