@@ -22,6 +22,7 @@ mod client;
 mod connection;
 mod error;
 pub mod framing;
+pub mod load;
 pub mod raw;
 pub mod upgrade;
 
