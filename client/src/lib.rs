@@ -24,6 +24,7 @@ mod error;
 pub mod framing;
 pub mod load;
 pub mod raw;
+pub mod repl;
 pub mod upgrade;
 
 pub use client::{Client, ConnectOptions, Push, PushReceiver};

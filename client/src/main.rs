@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::load::{self, LoadOptions, Report};
+use client::repl::{self, ReplOptions};
 
 /// Talks to Pitaya and Dragonfruit servers.
 #[derive(Debug, Parser)]
@@ -18,18 +19,25 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Talk to a server by hand, or from a script
+    Repl(ReplOptions),
     /// Measure a server under load
     Load(LoadOptions),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Repl(options) => run_repl(&options),
         Command::Load(options) => run_load(&options),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })
+}
+
+fn run_repl(options: &ReplOptions) -> anyhow::Result<ExitCode> {
+    Ok(if repl::run(options)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_load(options: &LoadOptions) -> anyhow::Result<ExitCode> {
