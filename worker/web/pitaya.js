@@ -151,7 +151,7 @@ export async function connect(url, options = {}) {
   return client;
 }
 
-/** One logical connection. Made by {@link connect}. */
+/** One logical connection. {@link connect} makes one and opens it; make it yourself to add handlers before. */
 export class Client {
   /** `connecting`, `open`, `waiting` or `closed`. */
   state = 'closed';
