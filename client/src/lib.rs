@@ -22,7 +22,9 @@ mod client;
 mod connection;
 mod error;
 pub mod framing;
+pub mod load;
 pub mod raw;
+pub mod repl;
 pub mod upgrade;
 
 pub use client::{Client, ConnectOptions, Push, PushReceiver};

@@ -4,6 +4,8 @@
 //! a server may close over a missing pong. Every read has a deadline and says what it waited for when that passes.
 //! Not for production: it copies each packet, and one thread serves one connection.
 
+mod received;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
@@ -11,111 +13,21 @@ use std::time::{Duration, Instant};
 
 use shared::compression::Inflater;
 use shared::dictionary::Dictionary;
-use shared::handshake::{self, HandshakeError, HandshakeResponse};
-use shared::message::{self, Head, MessageError, MessageType};
+use shared::handshake::{self, HandshakeResponse};
+use shared::message::{self, Head, MessageType};
 use shared::packet::{self, PacketType};
 use shared::websocket::Opcode;
 
 use crate::address::Transport;
-use crate::framing::{self, EncodeError, Framing, FramingError, Received};
-use crate::upgrade::{UpgradeError, UpgradeRequest};
+use crate::framing::{self, Framing, Received};
+use crate::upgrade::UpgradeRequest;
+
+pub use received::{Closed, OwnedMessage, OwnedPacket, RawError};
 
 /// Longest wait of the methods that take no deadline.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const READ_BYTES: usize = 64 * 1024;
-
-/// A packet, copied out of the stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnedPacket {
-    /// Type.
-    pub kind: PacketType,
-    /// Body, as received.
-    pub body: Vec<u8>,
-}
-
-/// A message, with its payload inflated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnedMessage {
-    /// Type.
-    pub kind: MessageType,
-    /// Request id; 0 on notifies and pushes.
-    pub id: u64,
-    /// Route after the dictionary; empty on responses.
-    pub route: String,
-    /// Payload, inflated.
-    pub payload: Vec<u8>,
-    /// Whether it travelled compressed.
-    pub is_compressed: bool,
-    /// Whether a response carries an error body.
-    pub is_error: bool,
-}
-
-impl OwnedMessage {
-    /// The payload as text, with what is not UTF-8 replaced.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.payload).into_owned()
-    }
-}
-
-/// How the server ended the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// FIN, with nothing said before it.
-    Finished,
-    /// WebSocket close frame.
-    CloseFrame {
-        /// Its status code.
-        code: Option<u16>,
-    },
-    /// RST.
-    Reset,
-}
-
-/// Why a step failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RawError {
-    /// The deadline passed.
-    #[error("no {awaited} within {within:?}")]
-    Timeout {
-        /// What was waited for.
-        awaited: &'static str,
-        /// How long.
-        within: Duration,
-    },
-    /// The server closed first.
-    #[error("the connection ended ({0:?}) before the awaited {1}")]
-    Closed(Closed, &'static str),
-    /// Another packet than the awaited one.
-    #[error("got {got:?} instead of {awaited}")]
-    Unexpected {
-        /// What came.
-        got: OwnedPacket,
-        /// What was waited for.
-        awaited: &'static str,
-    },
-    /// The socket failed otherwise.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The upgrade was refused.
-    #[error(transparent)]
-    Upgrade(#[from] UpgradeError),
-    /// The server's bytes are broken.
-    #[error(transparent)]
-    Framing(#[from] FramingError),
-    /// The handshake response is broken.
-    #[error("the handshake response cannot be read: {0}")]
-    Handshake(#[from] HandshakeError),
-    /// The message in a Data packet is broken.
-    #[error("the server sent a broken message: {0}")]
-    Message(#[from] MessageError),
-    /// A payload cannot be inflated.
-    #[error("the server sent a broken compressed payload: {0}")]
-    Inflate(#[from] shared::compression::InflateError),
-    /// What was to be sent cannot be encoded; send it with [`RawClient::send_bytes`].
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
 
 /// One blocking connection.
 #[derive(Debug)]
