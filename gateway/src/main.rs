@@ -110,7 +110,8 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
         print!("{}", config.print_table(format));
         return Ok(ExitCode::SUCCESS);
     }
-    let application = flags.demo.then(|| worker::App::new("room"));
+    let options = worker::demo::DemoOptions { test_routes: flags.test_routes };
+    let application = flags.demo.then(|| worker::demo::app(options));
     let plan = Plan::new(&config, application)?;
     if flags.check_config {
         for warning in config.warnings() {
