@@ -385,8 +385,11 @@ async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
     relay.freeze();
+    let frozen_at = Instant::now();
     put_by_hand(&etcd, "r1", "room");
     table(&watcher, "the missed server", |table| table.by_id("r1").is_some()).await;
+    // Before the pings of the connection notice anything.
+    assert!(frozen_at.elapsed() < Duration::from_secs(6), "{:?}", frozen_at.elapsed());
     eventually("the state", || watcher.is_connected() && watcher.is_registered()).await;
 }
 
