@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::metrics::MetricError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{Admin, AdminError, AdminSources, Readiness};
@@ -66,6 +67,9 @@ pub enum StartError {
         /// What the kernel said.
         source: DriverError,
     },
+    /// A label or metric of the configuration.
+    #[error(transparent)]
+    Metrics(#[from] MetricError),
     /// The port for administrators.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -182,7 +186,7 @@ impl Starting {
             (None, None) => return Err(ControlError::Application("there is none".into()).into()),
         };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
-        let (meters, cores) = Meters::new(plan.reactors, &plan.metrics);
+        let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
         let setups = cores.into_iter().enumerate().map(|(reactor, meter)| Setup {
             reactor,
             rules: plan.rules.clone(),
@@ -195,13 +199,33 @@ impl Starting {
         });
         let (reactors, mailboxes) = spawn_reactors(setups.collect(), plan.is_pinned)?;
         let addresses = Addresses { tcp, ws, admin: Vec::new() };
-        Ok(Self { plan, application, local, listeners, addresses, mailboxes, reports, meters, reactors })
+        Ok(Self {
+            plan,
+            application,
+            local,
+            listeners,
+            addresses,
+            mailboxes,
+            reports,
+            meters,
+            reactors,
+        })
     }
 
     fn finish(self, commands: Commands) -> Result<Gateway, StartError> {
         let Commands { sender: commands, receiver: receive_commands } = commands;
         let (started, when_started) = std_mpsc::channel();
-        let Self { plan, application, local, listeners, mut addresses, mailboxes, reports, meters, reactors } = self;
+        let Self {
+            plan,
+            application,
+            local,
+            listeners,
+            mut addresses,
+            mailboxes,
+            reports,
+            meters,
+            reactors,
+        } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(if local.is_some() { plan.reactors } else { 1 })
             .thread_name("control")
@@ -218,12 +242,19 @@ impl Starting {
             }),
             readiness: readiness.clone(),
         };
-        let parts = local.zip(application).map(|(bus, application)| LocalParts { bus, application });
+        let parts =
+            local.zip(application).map(|(bus, application)| LocalParts { bus, application });
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
                 let addresses = plan.admin.clone();
-                let mut control =
-                    Control::new(plan, mailboxes.clone(), reports, receive_commands, readiness.clone(), meters);
+                let mut control = Control::new(
+                    plan,
+                    mailboxes.clone(),
+                    reports,
+                    receive_commands,
+                    readiness.clone(),
+                    meters,
+                );
                 let outcome = async {
                     let admin = Admin::start(&addresses, sources).await?;
                     control.join(parts).await?;
@@ -287,23 +318,24 @@ fn spawn_reactors(setups: Vec<Setup>, is_pinned: bool) -> Result<Running, StartE
         let reactor = setup.reactor;
         let (opened, when_opened) = std_mpsc::channel();
         let (start, when_all_opened) = std_mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("reactor-{reactor}")).spawn(move || {
-            if is_pinned {
-                pin(reactor);
-            }
-            match Opened::open(setup) {
-                Ok(reactor) => {
-                    let is_wanted = opened.send(Ok(reactor.mailbox())).is_ok();
-                    if let (true, Ok(mailboxes)) = (is_wanted, when_all_opened.recv()) {
-                        reactor.run(mailboxes);
+        let thread =
+            std::thread::Builder::new().name(format!("reactor-{reactor}")).spawn(move || {
+                if is_pinned {
+                    pin(reactor);
+                }
+                match Opened::open(setup) {
+                    Ok(reactor) => {
+                        let is_wanted = opened.send(Ok(reactor.mailbox())).is_ok();
+                        if let (true, Ok(mailboxes)) = (is_wanted, when_all_opened.recv()) {
+                            reactor.run(mailboxes);
+                        }
+                    }
+                    Err(error) => {
+                        // Whoever started us waits for this answer.
+                        let _ = opened.send(Err(error));
                     }
                 }
-                Err(error) => {
-                    // Whoever started us waits for this answer.
-                    let _ = opened.send(Err(error));
-                }
-            }
-        })?;
+            })?;
         threads.push(thread);
         starters.push(start);
         match when_opened.recv() {

@@ -14,7 +14,10 @@ use shared::packet::PacketType;
 const SOON: Duration = Duration::from_secs(5);
 
 fn clients(gateway: &Gateway) -> [RawClient; 2] {
-    [RawClient::connect_tcp(tcp(gateway)).unwrap(), RawClient::connect_ws(ws(gateway), "/").unwrap()]
+    [
+        RawClient::connect_tcp(tcp(gateway)).unwrap(),
+        RawClient::connect_ws(ws(gateway), "/").unwrap(),
+    ]
 }
 
 /// Runs a test for both drivers and both transports.
@@ -43,8 +46,9 @@ fn a_request_is_answered_with_its_id() {
 fn pipelined_requests_are_answered_in_order() {
     on_all(&[], |_, mut client| {
         client.establish().unwrap();
-        let ids: Vec<u64> =
-            (0..50u8).map(|number| client.send_request("room.test.echo", &[number]).unwrap()).collect();
+        let ids: Vec<u64> = (0..50u8)
+            .map(|number| client.send_request("room.test.echo", &[number]).unwrap())
+            .collect();
         for (number, id) in ids.into_iter().enumerate() {
             let message = client.read_message(SOON).unwrap();
             assert_eq!((message.id, message.payload), (id, vec![number as u8]));
@@ -59,10 +63,22 @@ fn errors_have_pitayas_codes() {
         let cases: [(&str, &str); 8] = [
             ("a", r#"{"code":"PIT-400","msg":"invalid route"}"#),
             ("a..b", r#"{"code":"PIT-400","msg":"route field can not be empty"}"#),
-            ("room.test.nothing", r#"{"code":"PIT-404","msg":"pitaya/handler: room.test.nothing not found"}"#),
-            ("other.test.echo", r#"{"code":"PIT-404","msg":"pitaya/handler: other.test.echo not found"}"#),
-            ("sys.kick", r#"{"code":"PIT-404","msg":"pitaya/handler: connector.sys.kick not found"}"#),
-            ("room.sys.bindsession", r#"{"code":"PIT-404","msg":"pitaya/handler: room.sys.bindsession not found"}"#),
+            (
+                "room.test.nothing",
+                r#"{"code":"PIT-404","msg":"pitaya/handler: room.test.nothing not found"}"#,
+            ),
+            (
+                "other.test.echo",
+                r#"{"code":"PIT-404","msg":"pitaya/handler: other.test.echo not found"}"#,
+            ),
+            (
+                "sys.kick",
+                r#"{"code":"PIT-404","msg":"pitaya/handler: connector.sys.kick not found"}"#,
+            ),
+            (
+                "room.sys.bindsession",
+                r#"{"code":"PIT-404","msg":"pitaya/handler: room.sys.bindsession not found"}"#,
+            ),
             ("room.test.fail", r#"{"code":"GAME-1","msg":"as asked"}"#),
             ("room.test.notify", r#"{"code":"PIT-400","msg":"tried to request a notify route"}"#),
         ];
@@ -123,7 +139,11 @@ fn uids_that_would_change_a_subject_are_refused() {
         for uid in ["", "a b", "a.*.b", ">", "a..b", "tab\\t", "nul\\u0000", long.as_str()] {
             let body = format!(r#"{{"name":"{uid}"}}"#);
             let answer = client.request("room.test.bind", body.as_bytes()).unwrap();
-            assert!(answer.is_error && answer.text().contains("illegal uid"), "{uid}: {}", answer.text());
+            assert!(
+                answer.is_error && answer.text().contains("illegal uid"),
+                "{uid}: {}",
+                answer.text()
+            );
         }
     });
 }
@@ -163,7 +183,9 @@ fn a_bad_handshake_is_told_and_closed() {
 fn foreign_bytes_on_the_packet_port_are_refused_at_once() {
     for driver in DRIVERS {
         let gateway = start(driver, &[]);
-        for first in [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x03\x01\x02", b"\0\0\0\0", b"\x06\0\0\0", b"\xff"] {
+        for first in
+            [&b"GET / HTTP/1.1\r\n"[..], b"\x16\x03\x01\x02", b"\0\0\0\0", b"\x06\0\0\0", b"\xff"]
+        {
             let mut client = RawClient::connect_tcp(tcp(&gateway)).unwrap();
             client.send_bytes(first).unwrap();
             assert_eq!(client.expect_close(SOON).unwrap(), Closed::Finished, "{first:?}");
@@ -175,7 +197,15 @@ fn foreign_bytes_on_the_packet_port_are_refused_at_once() {
 #[test]
 fn messages_that_cannot_be_close_the_connection() {
     let bad: [&[u8]; 9] = [
-        b"", b"\0", b"\x08\x01", b"\x0e\x01", b"\0\x01", b"\0\x01\x02a", b"\x06\x01", b"\0\x80", b"\x10\x07\x01a",
+        b"",
+        b"\0",
+        b"\x08\x01",
+        b"\x0e\x01",
+        b"\0\x01",
+        b"\0\x01\x02a",
+        b"\x06\x01",
+        b"\0\x80",
+        b"\x10\x07\x01a",
     ];
     for driver in DRIVERS {
         let gateway = start(driver, &[]);
@@ -183,7 +213,9 @@ fn messages_that_cannot_be_close_the_connection() {
             for mut client in clients(&gateway) {
                 client.establish().unwrap();
                 client.send_packet(PacketType::Data, body).unwrap();
-                client.expect_close(SOON).unwrap_or_else(|error| panic!("{driver} {body:?}: {error}"));
+                client
+                    .expect_close(SOON)
+                    .unwrap_or_else(|error| panic!("{driver} {body:?}: {error}"));
             }
         }
         gateway.stop();
@@ -214,7 +246,8 @@ fn pushes_and_responses_from_a_client_are_ignored() {
 
 #[test]
 fn the_rate_limit_drops_and_does_not_close() {
-    let settings = [("pitaya.conn.ratelimiting.limit", "5"), ("pitaya.conn.ratelimiting.interval", "1m")];
+    let settings =
+        [("pitaya.conn.ratelimiting.limit", "5"), ("pitaya.conn.ratelimiting.interval", "1m")];
     on_all(&settings, |_, mut client| {
         client.establish().unwrap();
         for _ in 0..10 {
@@ -229,7 +262,8 @@ fn the_rate_limit_drops_and_does_not_close() {
 
 #[test]
 fn silence_and_unfinished_handshakes_end_a_connection() {
-    let settings = [("pitaya.heartbeat.interval", "1s"), ("pitaya.gateway.handshake.timeout", "1s")];
+    let settings =
+        [("pitaya.heartbeat.interval", "1s"), ("pitaya.gateway.handshake.timeout", "1s")];
     on_all(&settings, |gateway, mut client| {
         client.establish().unwrap();
         let packet = client.read_packet(Duration::from_secs(3)).unwrap();
@@ -243,8 +277,10 @@ fn silence_and_unfinished_handshakes_end_a_connection() {
 #[test]
 fn a_reader_that_stops_is_closed_at_the_write_deadline_and_others_do_not_notice() {
     for driver in DRIVERS {
-        let settings =
-            [("pitaya.buffer.agent.conntimeout", "1s"), ("pitaya.gateway.outbox.maxbytes", "67108864")];
+        let settings = [
+            ("pitaya.buffer.agent.conntimeout", "1s"),
+            ("pitaya.gateway.outbox.maxbytes", "67108864"),
+        ];
         let gateway = start(driver, &settings);
         let mut stuck = RawClient::connect_tcp(tcp(&gateway)).unwrap();
         stuck.establish().unwrap();

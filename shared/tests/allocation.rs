@@ -7,13 +7,12 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shared::close::CloseReason;
 use shared::compression::{Deflater, Inflater};
 use shared::dictionary::Dictionary;
 use shared::limiter::{Limiter, LimiterRule};
 use shared::message::{self, Head, MessageType};
-use shared::metrics::{
-    CloseReason, CodeLabel, CoreCounter, DelayType, Exporter, ExporterOptions, ResponseType,
-};
+use shared::metrics::{CodeLabel, CoreCounter, DelayType, Exporter, ExporterOptions, ResponseType};
 use shared::packet::{self, PacketType};
 use shared::route::Route;
 use shared::session::{IpVersion, Session, SessionId};

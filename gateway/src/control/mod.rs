@@ -27,6 +27,9 @@ const MAILBOX_RETRY: Duration = Duration::from_millis(10);
 /// Time that reactors get beyond their own deadline to end.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
+/// How long a window of the quantiles is; five of them make the ten minutes of Pitaya's summaries.
+const QUANTILE_WINDOW: Duration = Duration::from_secs(120);
+
 /// What the process's owner asks for.
 pub enum Command {
     /// Move all connections of one reactor to another; answered with their number.
@@ -82,9 +85,10 @@ impl Control {
         readiness: Arc<Readiness>,
         meters: Meters,
     ) -> Self {
-        let connector = plan.cluster.as_ref().map(|cluster| {
-            Connector::new(cluster.nats.clone(), mailboxes.clone())
-        });
+        let connector = plan
+            .cluster
+            .as_ref()
+            .map(|cluster| Connector::new(cluster.nats.clone(), mailboxes.clone()));
         Self {
             plan,
             mailboxes,
@@ -179,8 +183,10 @@ impl Control {
 
     /// Follows the gateway until it is told to stop.
     pub async fn run(mut self) {
+        let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
         loop {
             tokio::select! {
+                _ = rotation.tick() => self.meters.rotate(),
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Stop) | None => break,
@@ -247,7 +253,12 @@ impl Control {
 
     async fn post_servers(&self, table: &Arc<ServerTable>) {
         for (server_type, servers) in table.types() {
-            tracing::debug!(server_type, count = servers.len(), revision = table.revision(), "servers");
+            tracing::debug!(
+                server_type,
+                count = servers.len(),
+                revision = table.revision(),
+                "servers"
+            );
         }
         self.meters.set_servers(table);
         for mailbox in self.mailboxes.iter() {

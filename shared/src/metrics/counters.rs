@@ -8,7 +8,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::{CloseReason, DropReason, FailReason, label_set};
+use super::labels::{DropReason, FailReason, label_set};
+use crate::close::CloseReason;
 
 label_set! {
     /// What a reactor counts without a label; the text is the metric's name.
@@ -132,7 +133,7 @@ impl Cells {
 
     /// The counters with the label `reason`.
     pub(super) fn by_reason(&self) -> [LabelledCells<'_>; 3] {
-        let closed = CloseReason::ALL.iter().map(|reason| reason.name()).zip(&self.closed);
+        let closed = CloseReason::ALL.iter().map(|reason| reason.label()).zip(&self.closed);
         let failed = FailReason::ALL.iter().map(|reason| reason.name()).zip(&self.failed);
         let dropped = DropReason::ALL.iter().map(|reason| reason.name()).zip(&self.dropped);
         [

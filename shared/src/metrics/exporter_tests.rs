@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::close::CloseReason;
 use crate::config::CustomMetricKind;
 use crate::metrics::series::QUANTILES;
 use crate::metrics::{
-    CloseReason, CodeLabel, CoreCounter, CoreGauge, DelayType, DropReason, FailReason, ROUTES_MAX,
-    ResponseType,
+    CodeLabel, CoreCounter, CoreGauge, DelayType, DropReason, FailReason, ROUTES_MAX, ResponseType,
 };
 
 const MS: u64 = 1_000_000;

@@ -35,54 +35,6 @@ macro_rules! label_set {
 pub(super) use label_set;
 
 label_set! {
-    /// Why a connection ended. Accepted connections are those that are open plus those of all reasons.
-    CloseReason {
-        /// The handshake was not acknowledged in time.
-        HandshakeTimeout => "handshake_timeout",
-        /// Nothing was received for too long.
-        IdleTimeout => "idle_timeout",
-        /// A write did not end in time.
-        WriteTimeout => "write_timeout",
-        /// More is queued to the client than is allowed.
-        OutboxLimit => "outbuf_limit",
-        /// Bytes that are no packet, or a packet at the wrong time.
-        BadPacket => "bad_packet",
-        /// A data packet that is no message.
-        BadMessage => "bad_message",
-        /// A refused handshake.
-        BadHandshake => "bad_handshake",
-        /// A packet that announces too much.
-        TooLarge => "too_large",
-        /// A payload that inflates to too much.
-        InflateLimit => "inflate_limit",
-        /// A violation of the WebSocket protocol.
-        WebSocketProtocol => "ws_protocol",
-        /// Text that is not UTF-8.
-        Utf8 => "utf8",
-        /// Too many packets, where that closes.
-        RateLimited => "rate_limited",
-        /// A missing or broken PROXY header.
-        ProxyHeader => "proxy_header",
-        /// A failed TLS handshake.
-        Tls => "tls",
-        /// Kicked by a server.
-        Kicked => "kicked",
-        /// The same user logged in again.
-        Replaced => "replaced",
-        /// Refused or shed because of load.
-        Overload => "overload",
-        /// This process stops.
-        Shutdown => "shutdown",
-        /// The client closed.
-        PeerClosed => "peer_closed",
-        /// The network failed.
-        IoError => "io_error",
-        /// A mistake of ours.
-        Internal => "internal",
-    }
-}
-
-label_set! {
     /// Why a request was answered with an error.
     FailReason {
         /// The worker answered with an error.
@@ -192,9 +144,8 @@ mod tests {
 
     #[test]
     fn indexes_follow_the_order_of_the_set() {
-        for (index, reason) in CloseReason::ALL.iter().enumerate() {
+        for (index, reason) in FailReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
         }
-        assert_eq!(CloseReason::COUNT, 21);
     }
 }

@@ -114,6 +114,15 @@ pub(super) fn series_at(place: usize) -> (usize, Series) {
     (row, series)
 }
 
+/// A route that has a row, or `other`. Means the same in the whole process and nothing outside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RouteLabel(u16);
+
+impl RouteLabel {
+    /// All routes without a row of their own.
+    pub const OTHER: Self = Self(OTHER_ROW as u16);
+}
+
 /// The writing end of one reactor's latencies. It can move to the reactor's thread, but neither be cloned nor
 /// shared.
 #[derive(Debug)]
@@ -144,6 +153,28 @@ impl LatencyTable {
     pub fn delay(&mut self, route: &str, kind: DelayType, ns: u64) {
         let row = self.row(route, false);
         self.cells.cell(row, RESPONSES + kind.index()).record_alone(ns);
+    }
+
+    /// The label of a route; [`RouteLabel::OTHER`] when it has none.
+    pub fn label(&mut self, route: &str) -> RouteLabel {
+        RouteLabel(self.row(route, false) as u16)
+    }
+
+    /// The label of a route that was answered with success: its own, while there is one left.
+    pub fn learn(&mut self, route: &str) -> RouteLabel {
+        RouteLabel(self.row(route, true) as u16)
+    }
+
+    /// The route of a label, or `other`. Walks over all labels: for logs and errors.
+    pub fn name(&self, label: RouteLabel) -> &str {
+        let row = usize::from(label.0);
+        self.rows.iter().find(|(_, known)| **known == row).map_or(OTHER, |(name, _)| name)
+    }
+
+    /// Like [`LatencyTable::response`], for a label that is known.
+    pub fn response_of(&mut self, label: RouteLabel, kind: ResponseType, code: CodeLabel, ns: u64) {
+        let series = kind.index() * CodeLabel::COUNT + code.index();
+        self.cells.cell(usize::from(label.0), series).record_alone(ns);
     }
 
     fn row(&mut self, route: &str, was_answered: bool) -> usize {
