@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use prost::Message;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Streaming};
+use tonic::{Code, Request, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::error::EtcdError;
@@ -34,6 +34,10 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// How often an HTTP/2 ping checks the connection. etcd closes connections that ping more often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Pause after a refused password. etcd spends about 0.1 s of a core on looking at one, so a password that was changed
+/// on one side only would let a large cluster of servers keep etcd busy.
+const LOGIN_PAUSE: Duration = Duration::from_secs(10);
 
 /// How to reach etcd.
 #[derive(Clone)]
@@ -76,6 +80,12 @@ enum Token {
     /// etcd has authentication switched off.
     NotNeeded,
     Known(MetadataValue<Ascii>),
+    /// etcd does not take the password; not asked again for a while.
+    Refused {
+        until: Instant,
+        code: Code,
+        message: String,
+    },
 }
 
 impl Client {
@@ -250,24 +260,33 @@ impl Client {
         match known {
             Token::Known(token) => return Ok(Some(token)),
             Token::NotNeeded => return Ok(None),
-            Token::Unknown => {}
+            Token::Refused { until, code, message } if Instant::now() < until => {
+                return Err(EtcdError::Refused { code, message });
+            }
+            Token::Refused { .. } | Token::Unknown => {}
         }
         let path = "/etcdserverpb.Auth/Authenticate";
         let answer: Result<AuthenticateResponse, _> =
             call(channel.clone(), None, path, credentials.clone()).await;
-        let token = match answer {
-            Ok(answer) => Token::Known(answer.token.parse().map_err(|_| EtcdError::Refused {
-                code: tonic::Code::Internal,
+        let outcome = match answer {
+            Ok(answer) => answer.token.parse().map(Some).map_err(|_| EtcdError::Refused {
+                code: Code::Internal,
                 message: "the token is not text".to_owned(),
-            })?),
-            Err(error) if error.is_authentication_off() => Token::NotNeeded,
-            Err(error) => return Err(error),
+            }),
+            Err(error) if error.is_authentication_off() => Ok(None),
+            Err(error) => Err(error),
         };
-        self.current().token = token.clone();
-        Ok(match token {
-            Token::Known(token) => Some(token),
-            _ => None,
-        })
+        self.current().token = match &outcome {
+            Ok(Some(token)) => Token::Known(MetadataValue::clone(token)),
+            Ok(None) => Token::NotNeeded,
+            Err(EtcdError::Refused { code, message }) => Token::Refused {
+                until: Instant::now() + LOGIN_PAUSE,
+                code: *code,
+                message: message.clone(),
+            },
+            Err(_) => Token::Unknown,
+        };
+        outcome
     }
 
     /// Leaves the connection with this generation for a new one to the next endpoint; nothing if somebody did already.
