@@ -44,7 +44,7 @@ fn options(endpoint: &str) -> DiscoveryOptions {
 }
 
 fn start(etcd: &Etcd, id: &str, server_type: &str) -> Discovery {
-    Discovery::start(options(&etcd.endpoint()), server(id, server_type)).expect("good options")
+    Discovery::start(options(&etcd.endpoint()), &server(id, server_type)).expect("good options")
 }
 
 async fn started_and_registered(etcd: &Etcd, id: &str, server_type: &str) -> Discovery {
@@ -184,7 +184,7 @@ async fn types_of_the_blacklist_are_not_in_the_table() {
     put_by_hand(&etcd, "h1", "hidden");
     let mut options = options(&etcd.endpoint());
     options.blacklist = vec!["hidden".to_owned()];
-    let discovery = Discovery::start(options, server("own", "hidden")).unwrap();
+    let discovery = Discovery::start(options, &server("own", "hidden")).unwrap();
     within(PATIENCE, "registration", discovery.register()).await;
     put_by_hand(&etcd, "h2", "hidden");
     put_by_hand(&etcd, "r1", "room");
@@ -221,7 +221,7 @@ async fn a_key_on_a_foreign_lease_is_repaired_by_the_next_sync() {
     let etcd = Etcd::start();
     let mut options = options(&etcd.endpoint());
     options.sync_interval = Duration::from_millis(300);
-    let room = Discovery::start(options, server("r1", "room")).unwrap();
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
     within(PATIENCE, "registration", room.register()).await;
     let lease = lease_of(&etcd, "room", "r1");
     put_by_hand(&etcd, "r1", "room");
@@ -300,7 +300,7 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     }
     let mut options = options(&etcd.endpoint());
     options.store_lost_grace = Duration::from_secs(3);
-    let room = Discovery::start(options, server("own", "room")).unwrap();
+    let room = Discovery::start(options, &server("own", "room")).unwrap();
     within(PATIENCE, "registration", room.register()).await;
     table(&room, "all servers", |table| table.len() == 21).await;
     let mut events = room.events();
@@ -358,7 +358,7 @@ async fn a_compaction_while_disconnected_leaves_no_gap() {
     let mut etcd = Etcd::start();
     put_by_hand(&etcd, "r0", "room");
     let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), server("c1", "connector")).unwrap();
+    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector")).unwrap();
     table(&watcher, "the server", |table| table.by_id("r0").is_some()).await;
     relay.refuse();
     eventually("the loss", || !watcher.is_connected()).await;
@@ -382,7 +382,7 @@ async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let mut options = options(&relay.endpoint());
     options.dial_timeout = Duration::from_millis(500);
     options.sync_interval = Duration::from_millis(500);
-    let watcher = Discovery::start(options, server("c1", "connector")).unwrap();
+    let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
     relay.freeze();
     let frozen_at = Instant::now();
@@ -404,7 +404,7 @@ async fn a_dead_or_hung_endpoint_is_passed_over() {
     options.dial_timeout = Duration::from_secs(1);
     options.endpoints =
         vec![dead.endpoint(), hung.endpoint(), format!("http://{}", etcd.endpoint())];
-    let room = Discovery::start(options, server("r1", "room")).unwrap();
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
     within(Duration::from_secs(8), "registration", room.register()).await;
     assert!(etcd.key(&key("room", "r1")).is_some());
 }
@@ -462,7 +462,7 @@ async fn a_full_etcd_costs_no_registration() {
     let etcd = Etcd::start();
     let mut options = options(&etcd.endpoint());
     options.sync_interval = Duration::from_millis(300);
-    let room = Discovery::start(options, server("r1", "room")).unwrap();
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
     within(PATIENCE, "registration", room.register()).await;
     let lease = lease_of(&etcd, "room", "r1");
     etcd.run_out_of_space();
@@ -478,7 +478,7 @@ async fn a_full_etcd_costs_no_registration() {
 fn with_password(etcd: &Etcd, id: &str, password: &str) -> Discovery {
     let (user, password) = ("pitaya".to_owned(), password.to_owned());
     let options = DiscoveryOptions { user, password, ..options(&etcd.endpoint()) };
-    Discovery::start(options, server(id, "room")).expect("good options")
+    Discovery::start(options, &server(id, "room")).expect("good options")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -493,7 +493,7 @@ async fn leaving_is_bounded_while_etcd_is_away() {
     let mut etcd = Etcd::start();
     let mut options = options(&etcd.endpoint());
     options.revoke_timeout = Duration::from_millis(500);
-    let room = Discovery::start(options, server("r1", "room")).unwrap();
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
     within(PATIENCE, "registration", room.register()).await;
     etcd.kill();
     within(Duration::from_secs(3), "leaving", room.leave()).await;
@@ -505,7 +505,7 @@ async fn mistakes_of_the_configuration_stop_the_start() {
     let start = |endpoints: &[&str], id: &str| {
         let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
         let options = DiscoveryOptions { endpoints, ..DiscoveryOptions::default() };
-        Discovery::start(options, server(id, "room"))
+        Discovery::start(options, &server(id, "room"))
     };
     assert!(matches!(start(&[], "r1"), Err(DiscoveryError::Endpoint(EtcdError::NoEndpoint))));
     let bad = start(&["localhost:2379", "not a url"], "r1");
@@ -525,7 +525,7 @@ async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
     let mut random = fastrand::Rng::with_seed(seed);
     let etcd = Etcd::start();
     let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), server("c1", "connector"))
+    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector"))
         .expect("good options");
     within(PATIENCE, "the first sync", watcher.wait_synced()).await;
     let mut expected = BTreeSet::new();

@@ -128,7 +128,7 @@ impl Discovery {
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn start(options: DiscoveryOptions, own: Server) -> Result<Self, DiscoveryError> {
+    pub fn start(options: DiscoveryOptions, own: &Server) -> Result<Self, DiscoveryError> {
         own.check()?;
         let dial_timeout = options.dial_timeout.max(INTERVAL_MIN);
         let client = Client::new(&ClientOptions {
@@ -162,7 +162,7 @@ impl Discovery {
         };
         let follower = Follower {
             client,
-            builder: TableBuilder::new(prefix.clone(), own.id, options.blacklist),
+            builder: TableBuilder::new(prefix.clone(), own.id.clone(), options.blacklist),
             prefix: prefix.into_bytes(),
             own_key_path,
             sync_interval: options.sync_interval.max(INTERVAL_MIN),
