@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 use etcd::Etcd;
 use relay::Relay;
 use shared::cluster::discovery::{Discovery, DiscoveryError, DiscoveryOptions, ServerEvent};
-use shared::cluster::etcd::{Client, ClientOptions, EtcdError, WatchCreateRequest};
+use shared::cluster::etcd::{
+    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest,
+    RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest, prefix_end,
+};
 use shared::server::{Server, ServerTable};
 
 /// Longest wait for anything; reached only when a test fails.
@@ -319,6 +322,66 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     }
 }
 
+fn client(etcd: &Etcd) -> Client {
+    let options = ClientOptions {
+        endpoints: vec![etcd.endpoint()],
+        user: String::new(),
+        password: String::new(),
+        dial_timeout: Duration::from_secs(2),
+        call_timeout: Duration::from_secs(2),
+    };
+    Client::new(&options).expect("good options")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_calls_of_the_client_do_what_they_say() {
+    let etcd = Etcd::start();
+    let client = client(&etcd);
+    let lease = client.lease_grant(60).await.unwrap();
+    assert!(lease.id != 0 && lease.ttl == 60);
+    for (name, lease) in [("k/1", lease.id), ("k/2", 0), ("l/1", 0)] {
+        let put = PutRequest { key: name.into(), value: b"v".to_vec(), lease };
+        client.put(put).await.unwrap();
+    }
+    let all =
+        RangeRequest { key: b"k/".to_vec(), range_end: prefix_end(b"k/"), ..Default::default() };
+    let found = client.range(all.clone()).await.unwrap();
+    let leases = found.kvs.iter().map(|key_value| key_value.lease).collect::<Vec<_>>();
+    assert_eq!((found.count, leases), (2, vec![lease.id, 0]));
+    let found =
+        client.range(RangeRequest { keys_only: true, limit: 1, ..all.clone() }).await.unwrap();
+    assert!(found.more && found.kvs.len() == 1 && found.kvs[0].value.is_empty());
+
+    let left = client.lease_time_to_live(lease.id).await.unwrap();
+    assert!(left.ttl > 0 && left.granted_ttl == 60 && left.keys == [b"k/1"]);
+    assert_eq!(client.lease_keep_alive(lease.id).await.unwrap(), 60);
+    client.lease_revoke(lease.id).await.unwrap();
+    client.lease_revoke(lease.id).await.expect("revoking twice is no error");
+    assert!(matches!(client.lease_keep_alive(lease.id).await, Err(EtcdError::LeaseLost)));
+    assert_eq!(client.lease_time_to_live(lease.id).await.unwrap().ttl, -1);
+    assert_eq!(client.range(all.clone()).await.unwrap().count, 1);
+
+    // "Delete if the value is mine", twice: the second time it is not there.
+    for is_there in [true, false] {
+        let delete = DeleteRangeRequest { key: b"k/2".to_vec(), ..Default::default() };
+        let is_mine = Compare::equal(b"k/2".to_vec(), CompareValue::Value(b"v".to_vec()));
+        let txn = TxnRequest::new(
+            vec![is_mine],
+            vec![RequestOp::DeleteRange(delete)],
+            vec![RequestOp::Range(all.clone())],
+        );
+        let answer = client.txn(txn).await.unwrap();
+        assert_eq!(answer.succeeded, is_there);
+        match answer.into_responses().next().unwrap() {
+            ResponseOp::DeleteRange(answer) => assert!(is_there && answer.deleted == 1),
+            ResponseOp::Range(answer) => assert!(!is_there && answer.count == 0),
+            ResponseOp::Put(_) => panic!("nothing was put"),
+        }
+    }
+    let rest = DeleteRangeRequest { key: b"l".to_vec(), range_end: prefix_end(b"l") };
+    assert_eq!(client.delete_range(rest).await.unwrap().deleted, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compacted_revision_ends_a_watch_and_says_so() {
     let etcd = Etcd::start();
@@ -326,14 +389,7 @@ async fn a_compacted_revision_ends_a_watch_and_says_so() {
         put_by_hand(&etcd, &format!("r{number}"), "room");
     }
     let revision = etcd.compact();
-    let client = Client::new(&ClientOptions {
-        endpoints: vec![etcd.endpoint()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: Duration::from_secs(2),
-        call_timeout: Duration::from_secs(2),
-    })
-    .unwrap();
+    let client = client(&etcd);
     // etcd confirms such a watch first and cancels it then.
     let error = within(PATIENCE, "the cancellation", async {
         let request =
