@@ -30,6 +30,9 @@ const EVENTS_MAX: usize = 1024;
 /// Limit of one call to etcd.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Shortest interval and limit, whatever is configured: zero would be a busy loop, or a call that never succeeds.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// Settings of service discovery; the defaults are those of Pitaya where Pitaya has the setting.
 #[derive(Clone)]
 pub struct DiscoveryOptions {
@@ -127,12 +130,13 @@ impl Discovery {
     /// Outside a tokio runtime.
     pub fn start(options: DiscoveryOptions, own: &Server) -> Result<Self, DiscoveryError> {
         own.check()?;
+        let dial_timeout = options.dial_timeout.max(INTERVAL_MIN);
         let client = Client::new(&ClientOptions {
             endpoints: options.endpoints,
             user: options.user,
             password: options.password,
-            dial_timeout: options.dial_timeout,
-            call_timeout: options.dial_timeout.min(CALL_TIMEOUT),
+            dial_timeout,
+            call_timeout: dial_timeout.min(CALL_TIMEOUT),
         })?;
         let prefix = format!("{}servers/", options.prefix);
         let own_key_path = format!("{prefix}{}/{}", own.server_type, own.id).into_bytes();
@@ -161,7 +165,7 @@ impl Discovery {
             builder: TableBuilder::new(prefix.clone(), own.id.clone(), options.blacklist),
             prefix: prefix.into_bytes(),
             own_key_path,
-            sync_interval: options.sync_interval,
+            sync_interval: options.sync_interval.max(INTERVAL_MIN),
             store: Store::new(options.store_lost_grace),
             retry: Retry::new("following the servers in etcd", retry_interval_max),
             own_key,

@@ -231,3 +231,32 @@ impl Lease {
 fn seconds(ttl_s: i64) -> Duration {
     Duration::from_secs(u64::try_from(ttl_s).unwrap_or(0).max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn has_doubt(own_key: &OwnKey) -> bool {
+        own_key.doubt.notified().now_or_never().is_some()
+    }
+
+    #[test]
+    fn only_a_key_that_should_be_there_and_is_not_ours_raises_doubt() {
+        let own_key = OwnKey::default();
+        own_key.seen(None);
+        own_key.seen(Some(7));
+        assert!(!has_doubt(&own_key), "nothing is expected yet");
+        own_key.expect(7);
+        own_key.seen(Some(7));
+        assert!(!has_doubt(&own_key));
+        for lease in [None, Some(0), Some(8)] {
+            own_key.seen(lease);
+            assert!(has_doubt(&own_key), "{lease:?}");
+        }
+        own_key.expect(0);
+        own_key.seen(None);
+        assert!(!has_doubt(&own_key), "it has left");
+    }
+}

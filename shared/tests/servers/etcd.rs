@@ -212,7 +212,8 @@ fn free_ports() -> [u16; 2] {
     listeners.map(|listener| listener.local_addr().expect("an address").port())
 }
 
-/// The program: named by `DRAGONFRUIT_ETCD`, or in the search path, or in `.servers` of the repository.
+/// The program: named by `DRAGONFRUIT_ETCD`, or in the search path, or in `.servers` of the repository
+/// or a directory below it.
 fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("DRAGONFRUIT_ETCD") {
         let named = PathBuf::from(named);
@@ -220,9 +221,11 @@ fn binary() -> PathBuf {
         return named;
     }
     let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.servers");
+    let installed = std::fs::read_dir(&servers).into_iter().flatten().flatten();
     let search_path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = std::env::split_paths(&search_path)
-        .chain([servers.clone(), servers.join("bin")])
+        .chain([servers.clone()])
+        .chain(installed.map(|entry| entry.path()))
         .map(|directory| directory.join("etcd"));
     candidates.find(|candidate| candidate.is_file()).unwrap_or_else(|| {
         panic!(
