@@ -33,14 +33,14 @@ pub(crate) fn check(sources: &[Source], findings: &mut Vec<Finding>) {
 /// Files that cargo finds by itself.
 fn is_root(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    match parts.as_slice() {
+    matches!(
+        parts.as_slice(),
         [.., "src", "lib.rs" | "main.rs"]
-        | [.., "build.rs"]
-        | [.., "src", "bin", _]
-        | [.., "bin" | "tests" | "benches" | "examples", _, "main.rs"]
-        | [.., "tests" | "benches" | "examples", _] => true,
-        _ => false,
-    }
+            | [.., "build.rs"]
+            | [.., "src", "bin", _]
+            | [.., "bin" | "tests" | "benches" | "examples", _, "main.rs"]
+            | [.., "tests" | "benches" | "examples", _]
+    )
 }
 
 /// Where the modules that this file declares could lie. A declaration inside an inline module lies one folder deeper.
