@@ -38,8 +38,13 @@ const FUNCTION_LINES_MAX: usize = 70;
 const HOT_NAMES: &[&str] = &["agent", "connection", "reactor", "forward", "forwarding", "outbox"];
 
 /// Places where a rule is broken on purpose. Each needs a reason that a reviewer can weigh; an entry that no longer
-/// matches anything is itself a finding.
-const EXCEPTIONS: &[Exception] = &[];
+/// matches anything in a file that is still there is itself a finding.
+const EXCEPTIONS: &[Exception] = &[Exception {
+    rule: "constructs",
+    path: "client/src/load/mod.rs",
+    contains: "thread::sleep",
+    reason: "the load tool's first thread only draws progress; the load runs on threads of its own",
+}];
 
 /// One place where one rule does not hold.
 struct Exception {
@@ -93,9 +98,14 @@ fn all_findings(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-fn stale_exceptions(exceptions: &[Exception], findings: &[Finding]) -> Vec<Finding> {
+fn stale_exceptions(
+    exceptions: &[Exception],
+    paths: &[&str],
+    findings: &[Finding],
+) -> Vec<Finding> {
     exceptions
         .iter()
+        .filter(|exception| paths.contains(&exception.path))
         .filter(|exception| !findings.iter().any(|finding| exception.covers(finding)))
         .map(|exception| Finding {
             rule: "exceptions",
@@ -115,7 +125,8 @@ fn the_source_tree_keeps_the_rules_of_the_house() {
     assert!(tree.sources.len() > 10, "the test looks at the wrong folder: {}", tree.root.display());
 
     let mut findings = all_findings(&tree);
-    let stale = stale_exceptions(EXCEPTIONS, &findings);
+    let paths: Vec<&str> = tree.texts.iter().map(|text| text.path.as_str()).collect();
+    let stale = stale_exceptions(EXCEPTIONS, &paths, &findings);
     findings.retain(|finding| !EXCEPTIONS.iter().any(|exception| exception.covers(finding)));
     findings.extend(stale);
     findings.sort_by(|a, b| (&a.path, a.line, a.rule).cmp(&(&b.path, b.line, b.rule)));
@@ -127,9 +138,9 @@ fn the_source_tree_keeps_the_rules_of_the_house() {
 #[test]
 fn an_exception_that_matches_nothing_is_found() {
     let exceptions = [Exception { rule: "length", path: "a.rs", contains: "", reason: "a table" }];
-    assert_eq!(stale_exceptions(&exceptions, &[]).len(), 1);
+    assert_eq!(stale_exceptions(&exceptions, &["a.rs"], &[]).len(), 1);
 
     let finding =
         Finding { rule: "length", path: "a.rs".to_owned(), line: 1, message: String::new() };
-    assert!(stale_exceptions(&exceptions, &[finding]).is_empty());
+    assert!(stale_exceptions(&exceptions, &["a.rs"], &[finding]).is_empty());
 }

@@ -89,10 +89,17 @@ pub(crate) fn check_source(source: &Source, hot_names: &[&str], findings: &mut V
             ));
         }
         let foreign = layer.map_or(&[][..], |layer| layer.foreign);
-        for name in foreign.iter().filter(|name| uses_crate(text, name)) {
+        for name in
+            foreign.iter().filter(|name| !has_module(source, name) && uses_crate(text, name))
+        {
             report(format!("uses the crate `{name}`, which is above this one"));
         }
     }
+}
+
+/// Whether the file declares a module of this name, which then is what its paths mean.
+fn has_module(source: &Source, name: &str) -> bool {
+    source.code.iter().any(|text| has_word(text, &format!("mod {name}")))
 }
 
 /// Whether the line names `name` as a crate: at the start of a path, not as a module of another path.
@@ -161,6 +168,7 @@ fn the_core_is_pure_outside_its_tests_and_its_cluster_clients() {
 fn a_crate_from_above_is_found_and_a_module_of_the_same_name_is_not() {
     assert_eq!(found("worker/src/app.rs", "use gateway::driver;"), [1]);
     assert!(found("worker/src/app.rs", "use crate::gateway::driver;").is_empty());
+    assert!(found("shared/src/nats/mod.rs", "pub mod client;\npub use client::Client;").is_empty());
     assert_eq!(found("client/src/lib.rs", "use worker::App;"), [1]);
     assert!(found("gateway/src/main.rs", "use worker::App;").is_empty());
 }
