@@ -171,6 +171,7 @@ impl Cluster {
             .env("PITAYA_CLUSTER_RPC_CLIENT_NATS_CONNECT", &self.nats_url)
             .env("PITAYA_CLUSTER_RPC_SERVER_NATS_CONNECT", &self.nats_url)
             .env("PITAYA_CLUSTER_SD_ETCD_ENDPOINTS", &self.etcd_endpoint)
+            .env("PITAYA_ADMIN_LISTEN", "127.0.0.1:0")
     }
 
     /// Starts a Go peer of the cluster and waits until it says that it is ready.
