@@ -3,8 +3,8 @@
 //!
 //! The peers are the program in `interop/` (its head says what it is and what it is not). They are driven by JSON lines
 //! on their standard streams and end when these close. The demo worker and the Go backend answer the same test routes:
-//! `test.echo`, `.bind {uid}`, `.push {route, data}`, `.kick`, `.fail {code, msg}`, `.session`, `.setsession {…}`,
-//! `.sleep {ms}`, `.notify`. Without Go, nats-server or etcd a test says so loudly and checks nothing.
+//! `test.echo`, `.bind {name}`, `.data {…}`, `.push {name, n, size}`, `.fail {code, msg}`, `.sleep {ms}`, `.kick`.
+//! Without Go, nats-server or etcd a test says so loudly and checks nothing.
 
 use std::env;
 use std::fs;
@@ -25,6 +25,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// More than a Go backend's 25 dispatchers and 30 handlers, so that its queue is used as well.
 const BURST_REQUESTS: usize = 60;
+const PUSHES: u64 = 20;
 
 #[test]
 fn a_go_client_talks_through_the_gateway_to_go_backends_over_tcp_and_websocket() {
@@ -317,7 +318,7 @@ impl GoClient {
     fn bind(&mut self, room: &str, uid: &str) {
         let began = Instant::now();
         loop {
-            let answer = self.request(&format!("{room}.test.bind"), &json!({ "uid": uid }));
+            let answer = self.request(&format!("{room}.test.bind"), &json!({ "name": uid }));
             if answer["event"] == "response" {
                 return;
             }
@@ -341,21 +342,18 @@ impl GoClient {
         assert_eq!(refused["message"], "not now");
 
         self.bind(room, uid);
-        let second = self.request(&route("bind"), &json!({ "uid": "other" }));
+        let second = self.request(&route("bind"), &json!({ "name": "other" }));
         assert_eq!(second["event"], "error", "a second bind: {second}");
-        self.answer(&route("setsession"), &json!({ "level": 7, "name": "<ana>" }));
-        let session = self.answer(&route("session"), &json!({}));
-        assert_eq!(session["uid"], uid);
-        assert_eq!(session["data"], json!({ "level": 7, "name": "<ana>" }));
+        let stored = self.answer(&route("data"), &json!({ "level": 7, "name": "<ana>" }));
+        assert_eq!((&stored["level"], &stored["name"]), (&json!(7), &json!("<ana>")));
+        // The next request may reach another backend: what it has came from the frontend.
+        assert_eq!(self.answer(&route("data"), &json!({})), stored);
 
-        for number in 0..3 {
-            let body = json!({ "route": "onNews", "data": { "number": number } });
-            self.answer(&route("push"), &body);
-        }
-        for number in 0..3 {
+        self.answer(&route("push"), &json!({ "name": uid, "n": PUSHES, "size": 8 }));
+        for number in 0..PUSHES {
             let push = self.peer.ask(&json!({ "do": "await_push" }));
-            assert_eq!(push["route"], "onNews", "{push}");
-            assert_eq!(push["body"], json!({ "number": number }));
+            assert_eq!(push["route"], "onPush", "{push}");
+            assert_eq!(push["hex"], format!("{number:016x}"), "{push}");
         }
     }
 

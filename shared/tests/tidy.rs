@@ -39,12 +39,20 @@ const HOT_NAMES: &[&str] = &["agent", "connection", "reactor", "forward", "forwa
 
 /// Places where a rule is broken on purpose. Each needs a reason that a reviewer can weigh; an entry that no longer
 /// matches anything in a file that is still there is itself a finding.
-const EXCEPTIONS: &[Exception] = &[Exception {
-    rule: "constructs",
-    path: "client/src/load/mod.rs",
-    contains: "thread::sleep",
-    reason: "the load tool's first thread only draws progress; the load runs on threads of its own",
-}];
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        rule: "constructs",
+        path: "client/src/load/mod.rs",
+        contains: "thread::sleep",
+        reason: "the load tool's first thread only draws progress; the load runs on others",
+    },
+    Exception {
+        rule: "names",
+        path: "worker/src/demo/room.rs",
+        contains: "get_session_data",
+        reason: "becomes the route getsessiondata, which Pitaya's own load script calls",
+    },
+];
 
 /// One place where one rule does not hold.
 struct Exception {

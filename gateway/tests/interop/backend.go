@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"strings"
 	"time"
@@ -27,16 +28,15 @@ type call struct {
 func startBackend(parent context.Context, options nodeOptions, events *eventWriter) (*backend, error) {
 	b := &backend{events: events}
 	b.handlers = map[string]func(*call) (any, error){
-		"test.echo":       echo,
-		"test.bind":       bind,
-		"test.push":       pushToSelf,
-		"test.kick":       kickSelf,
-		"test.sleep":      sleep,
-		"test.fail":       fail,
-		"test.session":    showSession,
-		"test.setsession": setSession,
-		"test.notify":     noteNotify,
-		"test.call":       callRemote,
+		"test.echo":   echo,
+		"test.bind":   bind,
+		"test.push":   pushTo,
+		"test.kick":   kickSelf,
+		"test.sleep":  sleep,
+		"test.fail":   fail,
+		"test.data":   mergeData,
+		"test.notify": noteNotify,
+		"test.call":   callRemote,
 	}
 	var err error
 	b.node, err = joinCluster(parent, options, b.handle)
@@ -107,23 +107,36 @@ var accepted = map[string]int{"code": 200}
 func echo(c *call) (any, error) { return c.data, nil }
 
 func bind(c *call) (any, error) {
-	var argument struct{ UID string }
+	var argument struct{ Name string }
 	if err := json.Unmarshal(c.data, &argument); err != nil {
 		return nil, &callError{code: "PIT-400", text: err.Error()}
 	}
-	_, err := c.callFrontend("sys.bindsession", sessionRecord{id: c.session.id, uid: argument.UID}.encode())
+	_, err := c.callFrontend("sys.bindsession", sessionRecord{id: c.session.id, uid: argument.Name}.encode())
 	return accepted, err
 }
 
-func pushToSelf(c *call) (any, error) {
+// pushTo sends a user `n` pushes `onPush`, each its number in eight bytes. The user is one of the caller's type of
+// frontend.
+func pushTo(c *call) (any, error) {
 	var argument struct {
-		Route string
-		Data  json.RawMessage
+		Name string
+		N    uint64
 	}
 	if err := json.Unmarshal(c.data, &argument); err != nil {
 		return nil, &callError{code: "PIT-400", text: err.Error()}
 	}
-	return accepted, c.pushToFrontend(argument.Route, argument.Data)
+	frontend, err := c.backend.node.serverByID(c.frontendID)
+	if err != nil {
+		return nil, err
+	}
+	subject := "pitaya/" + frontend.Type + "/user/" + argument.Name + "/push"
+	for number := range argument.N {
+		encoded := push{route: "onPush", uid: argument.Name, data: binary.BigEndian.AppendUint64(nil, number)}.encode()
+		if err := c.backend.node.calling.Publish(subject, encoded); err != nil {
+			return nil, err
+		}
+	}
+	return accepted, nil
 }
 
 func kickSelf(c *call) (any, error) {
@@ -152,18 +165,29 @@ func fail(c *call) (any, error) {
 	return nil, &callError{code: argument.Code, text: argument.Msg, metadata: argument.Metadata}
 }
 
-func showSession(c *call) (any, error) {
-	shown := map[string]any{"id": c.session.id, "uid": c.session.uid, "data": json.RawMessage("{}")}
-	if len(c.session.data) > 0 {
-		shown["data"] = json.RawMessage(c.session.data)
+// mergeData stores the fields of the message in the session, at the frontend too, and answers with all that there are.
+func mergeData(c *call) (any, error) {
+	fields, stored := map[string]any{}, map[string]any{}
+	if err := json.Unmarshal(c.data, &fields); err != nil {
+		return nil, &callError{code: "PIT-400", text: err.Error()}
 	}
-	return shown, nil
-}
-
-// setSession replaces the whole session data at the frontend.
-func setSession(c *call) (any, error) {
-	_, err := c.callFrontend("sys.pushsession", sessionRecord{id: c.session.id, uid: c.session.uid, data: c.data}.encode())
-	return accepted, err
+	if len(c.session.data) > 0 {
+		if err := json.Unmarshal(c.session.data, &stored); err != nil {
+			return nil, &callError{code: "PIT-500", text: err.Error()}
+		}
+	}
+	if len(fields) == 0 {
+		return stored, nil
+	}
+	for key, value := range fields {
+		stored[key] = value
+	}
+	text, err := json.Marshal(stored)
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.callFrontend("sys.pushsession", sessionRecord{id: c.session.id, uid: c.session.uid, data: text}.encode())
+	return stored, err
 }
 
 func noteNotify(c *call) (any, error) {
@@ -199,17 +223,4 @@ func (c *call) callFrontend(route string, argument []byte) ([]byte, error) {
 		return nil, failure
 	}
 	return result, nil
-}
-
-func (c *call) pushToFrontend(route string, data []byte) error {
-	frontend, err := c.backend.node.serverByID(c.frontendID)
-	if err != nil {
-		return err
-	}
-	if c.session.uid == "" {
-		return &callError{code: "PIT-000", text: "you have to bind an UID to the session to do that"}
-	}
-	subject := "pitaya/" + frontend.Type + "/user/" + c.session.uid + "/push"
-	encoded := push{route: route, uid: c.session.uid, data: data}.encode()
-	return c.backend.node.calling.Publish(subject, encoded)
 }

@@ -192,15 +192,17 @@ func playThrough(t *testing.T, backend *peer, address, room string) {
 	if failure := client.tell(ask("request", "fail", `{"code":"GAME-1","msg":"no"}`)); failure.Code != "GAME-1" || failure.Message != "no" {
 		t.Fatalf("%+v", failure)
 	}
-	client.expect(ask("request", "bind", `{"uid":"u-1"}`), "response", `{"code":200}`)
-	if failure := client.tell(ask("request", "bind", `{"uid":"u-2"}`)); failure.Event != "error" {
+	client.expect(ask("request", "bind", `{"name":"u-1"}`), "response", `{"code":200}`)
+	if failure := client.tell(ask("request", "bind", `{"name":"u-2"}`)); failure.Event != "error" {
 		t.Fatalf("%+v", failure)
 	}
-	client.expect(ask("request", "setsession", `{"level":7}`), "response", `{"code":200}`)
-	client.expect(ask("request", "session", `{}`), "response", `{"data":{"level":7},"id":1,"uid":"u-1"}`)
-	client.expect(ask("request", "push", `{"route":"onNews","data":{"n":1}}`), "response", `{"code":200}`)
-	if received := client.tell(`{"do":"await_push"}`); received.Route != "onNews" || string(received.Body) != `{"n":1}` {
-		t.Fatalf("%+v", received)
+	client.expect(ask("request", "data", `{"level":7}`), "response", `{"ipversion":"ipv4","level":7}`)
+	client.expect(ask("request", "data", `{}`), "response", `{"ipversion":"ipv4","level":7}`)
+	client.expect(ask("request", "push", `{"name":"u-1","n":2}`), "response", `{"code":200}`)
+	for _, number := range []string{"0000000000000000", "0000000000000001"} {
+		if received := client.tell(`{"do":"await_push"}`); received.Route != "onPush" || received.Hex != number {
+			t.Fatalf("%+v", received)
+		}
 	}
 	client.expect(ask("request", "call", `{"type":"`+room+`","doc":"x"}`), "response", `{"doc":"re:x"}`)
 	client.expect(ask("notify", "notify", `{"n":2}`), "sent", "")
@@ -222,7 +224,7 @@ func TestAUserOfTwoFrontendsStaysOnTheSecond(t *testing.T) {
 	for _, frontend := range []*peer{first, second} {
 		client := startPeer(t, "goclient")
 		client.tell(fmt.Sprintf(`{"do":"connect","transport":"tcp","address":%q}`, frontend.next().Address))
-		client.expect(`{"do":"request","route":"room.test.bind","body":{"uid":"same"}}`, "response", `{"code":200}`)
+		client.expect(`{"do":"request","route":"room.test.bind","body":{"name":"same"}}`, "response", `{"code":200}`)
 		clients = append(clients, client)
 	}
 	if ended := clients[0].tell(`{"do":"await_end"}`); !ended.Kicked {

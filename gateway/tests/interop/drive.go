@@ -3,6 +3,7 @@ package main
 // The client's commands: one JSON line in, one JSON line out, in order.
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -100,10 +101,12 @@ func messageEvent(received message, err error) event {
 	if err != nil {
 		return failureEvent(err)
 	}
-	if !json.Valid(received.data) {
-		return failureEvent(errors.New("payload is not JSON: " + string(received.data)))
+	line := event{Event: "response", Route: received.route}
+	if json.Valid(received.data) {
+		line.Body = received.data
+	} else {
+		line.Hex = hex.EncodeToString(received.data)
 	}
-	line := event{Event: "response", Route: received.route, Body: received.data}
 	if received.kind == messagePush {
 		line.Event = "push"
 	}

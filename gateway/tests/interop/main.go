@@ -95,11 +95,13 @@ func waitForEnd(context context.Context, in io.Reader) {
 
 // event is one line of output. Fields that do not apply stay away.
 type event struct {
-	Event   string          `json:"event"`
-	ID      string          `json:"id,omitempty"`
-	Address string          `json:"address,omitempty"`
-	Route   string          `json:"route,omitempty"`
+	Event   string `json:"event"`
+	ID      string `json:"id,omitempty"`
+	Address string `json:"address,omitempty"`
+	Route   string `json:"route,omitempty"`
+	// Body is a payload that is JSON, Hex one that is not.
 	Body    json.RawMessage `json:"body,omitempty"`
+	Hex     string          `json:"hex,omitempty"`
 	Code    string          `json:"code,omitempty"`
 	Message string          `json:"message,omitempty"`
 	Kicked  bool            `json:"kicked,omitempty"`
