@@ -9,6 +9,8 @@
 
 #[path = "tidy/constructs.rs"]
 mod constructs;
+#[path = "tidy/dashboards.rs"]
+mod dashboards;
 #[path = "tidy/layers.rs"]
 mod layers;
 #[path = "tidy/lengths.rs"]
@@ -103,6 +105,7 @@ fn all_findings(tree: &Tree) -> Vec<Finding> {
         layers::check_manifest(manifest, &mut findings);
     }
     modules::check(&tree.sources, &mut findings);
+    dashboards::check(&tree.texts, &mut findings);
     findings
 }
 

@@ -23,8 +23,20 @@ const IMPURE: &[&str] = &[
 ];
 
 /// Words that cost every message where they stand.
-const COSTLY: &[&str] =
-    &["Mutex", "RwLock", "Instant::now", "SystemTime::now", "println!", "eprintln!", "tokio"];
+const COSTLY: &[&str] = &[
+    "Mutex",
+    "RwLock",
+    "Instant::now",
+    "SystemTime::now",
+    "println!",
+    "eprintln!",
+    "async",
+    "await",
+    "block_on",
+    "blocking_send",
+    "tokio::time",
+    "tokio::spawn",
+];
 
 /// A crate's folder, the crates it must not use in code, and the packages it may depend on among ours.
 struct Layer {
@@ -45,7 +57,11 @@ const LAYERS: &[Layer] = &[
         foreign: &["gateway", "client"],
         packages: &["dragonfruit-proto", "dragonfruit-shared", "dragonfruit-worker-macros"],
     },
-    Layer { folder: "client", foreign: &["gateway", "worker"], packages: &["dragonfruit-shared"] },
+    Layer {
+        folder: "client",
+        foreign: &["gateway", "worker"],
+        packages: &["dragonfruit-proto", "dragonfruit-shared"],
+    },
     Layer {
         folder: "gateway",
         foreign: &["client"],
