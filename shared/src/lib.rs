@@ -3,9 +3,10 @@
 //! Nothing here opens a socket, reads a clock or awaits, except below the feature `cluster`, which holds the etcd
 //! client and the service discovery that the control thread runs.
 
+pub mod agent;
+pub mod close;
 #[cfg(feature = "cluster")]
 pub mod cluster;
-pub mod agent;
 pub mod compression;
 pub mod config;
 pub mod dictionary;
@@ -22,4 +23,5 @@ pub mod route;
 pub mod router;
 pub mod server;
 pub mod session;
+mod varint;
 pub mod websocket;

@@ -1,1 +1,162 @@
-//! To be written.
+//! `#[handlers("room")]`: turns an `impl` block into a component of a worker.
+//!
+//! The attribute leaves the methods as they are and adds an implementation of `worker::Component` that registers
+//! each public async method with `App::on`. It knows no types: whether a method fits is decided by the bounds of
+//! `App::on`, so the errors are the ones that a plain function would get.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote};
+use syn::{
+    Attribute, Error, FnArg, Ident, ImplItem, ImplItemFn, ItemImpl, LitStr, Receiver, ReceiverKind,
+    Visibility,
+};
+
+/// Registers the public async methods of an `impl` block as handlers of the named service.
+///
+/// The argument is the service's name as clients write it. A method's name loses its underscores, which is what
+/// Pitaya's usual lower-casing makes of a Go name: in `#[handlers("room")]` of a server of type `room`,
+/// `pub async fn set_session_data` answers `room.room.setsessiondata`. Methods that are not `pub` are left alone.
+///
+/// * `#[concurrent]` on a method lets the messages of one session run at the same time there.
+/// * `#[remote]` registers a method for other servers instead of for clients.
+/// * `on_start`, `before_shutdown` and `on_shutdown` are hooks of the application's life, not handlers.
+#[proc_macro_attribute]
+pub fn handlers(
+    arguments: proc_macro::TokenStream,
+    item: proc_macro::TokenStream,
+) -> proc_macro::TokenStream {
+    let service = syn::parse_macro_input!(arguments as LitStr);
+    let block = syn::parse_macro_input!(item as ItemImpl);
+    expand(&service, block).unwrap_or_else(Error::into_compile_error).into()
+}
+
+fn expand(service: &LitStr, mut block: ItemImpl) -> syn::Result<TokenStream> {
+    let name = service.value();
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'.' && b != b'/') {
+        return Err(Error::new(service.span(), "the service's name is one part of a route"));
+    }
+    if let Some((path, _)) = &block.trait_ {
+        return Err(Error::new_spanned(path, "handlers are methods of the type itself"));
+    }
+    let mut calls = Vec::new();
+    for item in &mut block.items {
+        if let ImplItem::Fn(method) = item
+            && let Some(call) = register_method(&name, method)?
+        {
+            calls.push(call);
+        }
+    }
+    if calls.is_empty() {
+        return Err(Error::new(service.span(), "no `pub async fn` with `&self` to register"));
+    }
+    let component = &block.self_ty;
+    let (generics, _, bounds) = block.generics.split_for_impl();
+    Ok(quote! {
+        #block
+
+        impl #generics ::worker::Component for #component #bounds {
+            fn register(self, app: ::worker::App) -> ::worker::App {
+                let component = ::std::sync::Arc::new(self);
+                app #(#calls)*
+            }
+        }
+    })
+}
+
+/// The builder call for one method, or none when it is not public. Takes our marker attributes off the method.
+fn register_method(service: &str, method: &mut ImplItemFn) -> syn::Result<Option<TokenStream>> {
+    let is_concurrent = take_marker(&mut method.attrs, "concurrent");
+    let is_remote = take_marker(&mut method.attrs, "remote");
+    if !matches!(method.vis, Visibility::Public(_)) {
+        return Ok(None);
+    }
+    // `pub` marks a handler here; whether others could name its types, or it waits for anything, is not the point.
+    method.attrs.push(syn::parse_quote!(
+        #[allow(unreachable_pub, private_interfaces, clippy::unused_async)]
+    ));
+    let signature = &method.sig;
+    if signature.asyncness.is_none() {
+        return Err(Error::new_spanned(signature.fn_token, "a handler is an `async fn`"));
+    }
+    let mut inputs = signature.inputs.iter();
+    let is_shared =
+        |receiver: &Receiver| matches!(receiver.kind, ReceiverKind::Reference(.., None));
+    if !matches!(inputs.next(), Some(FnArg::Receiver(receiver)) if is_shared(receiver)) {
+        return Err(Error::new_spanned(&signature.ident, "a handler takes `&self` first"));
+    }
+    let types: Vec<_> = inputs
+        .filter_map(|argument| match argument {
+            FnArg::Typed(typed) => Some(&typed.ty),
+            FnArg::Receiver(_) => None,
+        })
+        .collect();
+    let names: Vec<Ident> = (0..types.len()).map(|at| format_ident!("argument_{at}")).collect();
+    let ident = &signature.ident;
+    let handler = quote! {{
+        let component = ::std::sync::Arc::clone(&component);
+        move |#(#names: #types),*| {
+            let component = ::std::sync::Arc::clone(&component);
+            async move { component.#ident(#(#names),*).await }
+        }
+    }};
+    let method_name = ident.to_string();
+    let hooks = ["on_start", "before_shutdown", "on_shutdown"];
+    if hooks.contains(&method_name.as_str()) {
+        return Ok(Some(quote!(.#ident(#handler))));
+    }
+    let route = format!("{service}.{}", method_name.replace('_', "").to_lowercase());
+    let register = if is_remote { quote!(remote) } else { quote!(on) };
+    let concurrent = is_concurrent.then(|| quote!(.concurrent(#route)));
+    Ok(Some(quote!(.#register(#route, #handler) #concurrent)))
+}
+
+fn take_marker(attributes: &mut Vec<Attribute>, name: &str) -> bool {
+    let before = attributes.len();
+    attributes.retain(|attribute| !attribute.path().is_ident(name));
+    attributes.len() < before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(source: &str) -> String {
+        let block = syn::parse_str(source).unwrap();
+        let service = LitStr::new("room", proc_macro2::Span::call_site());
+        match expand(&service, block) {
+            Ok(tokens) => tokens.to_string(),
+            Err(error) => format!("error: {error}"),
+        }
+    }
+
+    #[test]
+    fn a_method_becomes_a_route_in_lower_case_without_underscores() {
+        let source =
+            "impl Room { pub async fn set_session_data(&self, s: Session) -> R { todo() } }";
+        assert!(expanded(source).contains("\"room.setsessiondata\""));
+    }
+
+    #[test]
+    fn private_methods_are_not_registered() {
+        let source = "impl Room { async fn helper(&self) {} pub async fn join(&self) {} }";
+        assert!(!expanded(source).contains("room.helper"));
+    }
+
+    #[test]
+    fn markers_are_taken_off_and_hooks_are_no_routes() {
+        let source = "impl Room { #[concurrent] pub async fn chat(&self) {} #[remote] pub async fn spend(&self) {} pub async fn on_start(&self) {} }";
+        let text = expanded(source);
+        assert!(text.contains(". concurrent (\"room.chat\")"), "{text}");
+        assert!(text.contains(". remote (\"room.spend\""), "{text}");
+        assert!(text.contains(". on_start (") && !text.contains("room.onstart"), "{text}");
+        assert!(!text.contains("# [concurrent]") && !text.contains("# [remote]"), "{text}");
+    }
+
+    #[test]
+    fn methods_that_cannot_be_handlers_are_refused() {
+        assert!(expanded("impl Room { pub fn join(&self) {} }").starts_with("error:"));
+        assert!(expanded("impl Room { pub async fn join(self) {} }").starts_with("error:"));
+        assert!(expanded("impl Room { async fn join(&self) {} }").starts_with("error:"));
+        assert!(expanded("impl Component for Room { fn x(&self) {} }").starts_with("error:"));
+    }
+}

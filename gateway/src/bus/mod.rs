@@ -1,0 +1,264 @@
+//! The bus: how a reactor reaches the servers of the cluster, and how they reach its sessions.
+//!
+//! A bus is subjects and payloads, twice implemented: NATS on the reactor's own ring, and in-process calls into the
+//! application of standalone mode. Both carry the same encoded messages, so everything above this file is one code
+//! path. A bus is a unit that can move to another reactor together with its connections: its socket, its table of
+//! pending requests and its subscriptions stay what they are.
+
+pub mod link;
+pub mod local;
+pub mod pending;
+pub mod subscriptions;
+pub mod targets;
+pub mod tls;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shared::nats::encoder;
+use shared::session::SessionId;
+
+use crate::driver::Token;
+use link::NatsLink;
+use local::LocalCarrier;
+use pending::PendingTable;
+use subscriptions::Subscriptions;
+use targets::Targets;
+
+/// NATS lines that a reactor holds unsent at most, bytes; beyond it requests are refused at once.
+pub const OUT_BYTES_MAX: usize = 8 << 20;
+
+/// One bus with its socket.
+pub struct Bus {
+    /// The NATS connection; `None` for the in-process bus.
+    pub link: Option<Box<NatsLink>>,
+    /// Everything else.
+    pub state: BusState,
+}
+
+/// What requests, answers and binds act upon.
+pub struct BusState {
+    /// The bus's number in the process, for the in-process bus; stays the same when the bus moves.
+    pub id: usize,
+    /// Whether this bus carries the subscriptions of the process: calls to the server, announced binds.
+    pub is_primary: bool,
+    /// How messages leave.
+    pub carrier: Carrier,
+    /// How far the bus is.
+    pub readiness: Readiness,
+    /// Requests under way.
+    pub pending: PendingTable,
+    /// Subscription numbers of bound sessions.
+    pub subscriptions: Subscriptions,
+    /// The servers that requests can go to.
+    pub targets: Targets,
+    /// Binds whose subscriptions wait for their proof.
+    pub proofs: Vec<Proof>,
+}
+
+/// How far a bus is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// No connection; one is wanted, and was asked for when `is_asked`.
+    Down {
+        /// Whether the control thread knows.
+        is_asked: bool,
+    },
+    /// A socket is there; protocol, authentication and TLS are under way.
+    Connecting,
+    /// The subscriptions are written.
+    Subscribing,
+    /// The subscriptions are sent; this barrier proves them.
+    Proving(u64),
+    /// Requests can be sent.
+    Ready,
+}
+
+/// How messages leave a bus.
+pub enum Carrier {
+    /// As lines of NATS's protocol, sent once a turn.
+    Nats(NatsLines),
+    /// As calls into the application of this process.
+    Local(LocalCarrier),
+}
+
+/// Lines for NATS, and what is needed to write them.
+pub struct NatsLines {
+    /// The lines of this turn.
+    pub out: Vec<u8>,
+    /// Front of the reply subjects, ending in a dot; new with each connection, so that no answer of the last one fits.
+    pub inbox: Box<[u8]>,
+    /// Room for one reply subject.
+    reply: Vec<u8>,
+    /// Largest payload that the server takes, bytes.
+    pub payload_bytes_max: usize,
+    /// Bytes handed to the socket and not sent, kept up to date by the link.
+    pub unsent_bytes: usize,
+    /// Whether a proof is wanted that the server has taken in the lines written so far.
+    pub wants_barrier: bool,
+    /// The barrier that was sent last, until [`BusState::take_barrier`] hands it to those who wait for it.
+    pub barrier: Option<u64>,
+}
+
+/// A bind whose subscriptions were sent, waiting for the proof that the NATS server has them.
+pub struct Proof {
+    /// The barrier; `None` until the turn's end, when it is asked for.
+    pub barrier: Option<u64>,
+    /// Whose bind it is.
+    pub connection: Token,
+    /// The session behind the token.
+    pub session: SessionId,
+    /// Where the confirmation goes.
+    pub reply: ReplyTo,
+}
+
+/// Where the answer to a call goes.
+#[derive(Default)]
+pub enum ReplyTo {
+    /// Nowhere: none was asked for.
+    #[default]
+    Nobody,
+    /// To a NATS subject.
+    Subject(Box<[u8]>),
+    /// To a caller in this process.
+    Caller(Box<dyn FnOnce(Bytes) + Send>),
+}
+
+impl BusState {
+    /// Publishes without a reply subject. Nothing on the in-process bus, where nobody else listens.
+    pub fn publish(&mut self, subject: &[u8], payload: &[u8]) {
+        if let Carrier::Nats(lines) = &mut self.carrier {
+            encoder::publish(&mut lines.out, subject, None, payload);
+        }
+    }
+
+    /// Answers a call with an encoded message.
+    pub fn reply(&mut self, reply: ReplyTo, payload: &[u8]) {
+        match reply {
+            ReplyTo::Nobody => {}
+            ReplyTo::Subject(subject) => self.publish(&subject, payload),
+            ReplyTo::Caller(answer) => answer(Bytes::copy_from_slice(payload)),
+        }
+    }
+
+    /// Whether the bus takes no more requests until some have left.
+    pub fn is_full(&self) -> bool {
+        match &self.carrier {
+            Carrier::Nats(lines) => lines.out.len() + lines.unsent_bytes > OUT_BYTES_MAX,
+            Carrier::Local(_) => false,
+        }
+    }
+
+    /// Names the barrier that was just sent to all binds whose subscriptions went before it.
+    pub fn assign_barrier(&mut self) {
+        let Carrier::Nats(lines) = &mut self.carrier else { return };
+        let Some(number) = lines.barrier.take() else { return };
+        for proof in self.proofs.iter_mut().filter(|proof| proof.barrier.is_none()) {
+            proof.barrier = Some(number);
+        }
+        if self.readiness == Readiness::Subscribing {
+            self.readiness = Readiness::Proving(number);
+        }
+    }
+
+    /// Whether requests can be sent now.
+    pub fn is_ready(&self) -> bool {
+        self.readiness == Readiness::Ready
+    }
+
+    /// Takes the proofs that `is_meant` selects.
+    pub fn take_proofs(&mut self, mut is_meant: impl FnMut(&Proof) -> bool) -> Vec<Proof> {
+        if self.proofs.is_empty() {
+            return Vec::new();
+        }
+        let (taken, kept) = std::mem::take(&mut self.proofs).into_iter().partition(|proof| is_meant(proof));
+        self.proofs = kept;
+        taken
+    }
+}
+
+impl NatsLines {
+    /// Lines for a connection that does not exist yet.
+    pub fn new() -> Self {
+        Self {
+            out: Vec::new(),
+            inbox: Box::default(),
+            reply: Vec::new(),
+            payload_bytes_max: 0,
+            unsent_bytes: 0,
+            wants_barrier: false,
+            barrier: None,
+        }
+    }
+
+    /// Begins anew with a fresh inbox.
+    pub fn restart(&mut self, unique: &str, payload_bytes_max: usize) {
+        self.inbox = format!("_INBOX.{unique}.").into_bytes().into();
+        self.payload_bytes_max = payload_bytes_max;
+    }
+
+    /// Writes the head of a request whose answer is to come under `token`; the payload and a line end follow.
+    pub fn request_head(&mut self, subject: &[u8], token: u32, payload_bytes: usize) {
+        self.reply.clear();
+        self.reply.extend_from_slice(&self.inbox);
+        push_decimal(&mut self.reply, token);
+        encoder::publish_head(&mut self.out, subject, Some(&self.reply), payload_bytes);
+    }
+
+    /// The token of an answer's subject, when the subject is one of this connection's inbox.
+    pub fn token_of(&self, subject: &[u8]) -> Option<u32> {
+        let digits = subject.strip_prefix(&*self.inbox)?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    }
+}
+
+impl Default for NatsLines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Which bus the gateway uses.
+#[derive(Clone)]
+pub enum BusKind {
+    /// NATS; trust and identity for servers that ask for TLS.
+    Nats(Arc<rustls::ClientConfig>),
+    /// The application in this process.
+    Local(Arc<local::LocalBus>),
+}
+
+/// Writes a number without the machinery of formatting.
+fn push_decimal(out: &mut Vec<u8>, mut number: u32) {
+    let mut digits = [0; 10];
+    let mut start = digits.len();
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        start -= 1;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(start..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_known_by_its_subject() {
+        let mut lines = NatsLines::new();
+        lines.restart("abc", 1_000);
+        for token in [0, 7, 10, 65_535, u32::MAX] {
+            lines.out.clear();
+            lines.request_head(b"to", token, 0);
+            let line = String::from_utf8(lines.out.clone()).unwrap();
+            assert_eq!(line, format!("PUB to _INBOX.abc.{token} 0\r\n"));
+            assert_eq!(lines.token_of(format!("_INBOX.abc.{token}").as_bytes()), Some(token));
+        }
+        assert_eq!(lines.token_of(b"_INBOX.old.7"), None);
+        assert_eq!(lines.token_of(b"_INBOX.abc."), None);
+        assert_eq!(lines.token_of(b"_INBOX.abc.99999999999"), None);
+    }
+}

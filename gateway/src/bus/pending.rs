@@ -1,0 +1,288 @@
+//! Forwarded requests that wait for their answer, keyed by the reply token that went out with them.
+//!
+//! Tokens are recycled, newest first, because NATS servers keep a small cache of subjects and a fresh subject for each
+//! request costs them up to half as much again (cluster protocol 23.2). Two things keep a late or second answer from
+//! reaching the wrong player: a token carries three bits that change with each use of its slot, and the slot of a
+//! request that timed out rests until its answer came or four timeouts have passed.
+
+use shared::session::SessionId;
+
+use crate::driver::Token;
+
+/// Requests in flight on one bus at most. Beyond it, requests are refused with PIT-503.
+pub const PENDING_MAX: usize = 8_192;
+const GENERATION_BITS: u32 = 3;
+const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
+const REST_TIMEOUTS: u64 = 4;
+/// Largest request whose bytes a slot keeps room for between uses.
+const KEPT_BYTES_MAX: usize = 2_048;
+
+/// A request under way.
+#[derive(Debug)]
+pub struct Pending {
+    /// Who asked; the connection may have gone meanwhile, which its token tells.
+    pub connection: Token,
+    /// The session behind the token.
+    pub session: SessionId,
+    /// The client's message id.
+    pub message_id: u64,
+    /// The server that was asked.
+    pub target: u32,
+    /// When the message arrived, µs.
+    pub arrived_us: u64,
+    /// When the answer is given up, ms.
+    pub deadline_ms: u64,
+    /// The metrics label of the route.
+    pub route: u16,
+    /// The route itself, when it has no label yet: a route earns one by its first good answer.
+    pub unlabelled: Option<Box<str>>,
+    /// Whether the request was sent a second time already.
+    pub is_retry: bool,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Free,
+    Busy(Pending),
+    /// Timed out; a late answer may still come.
+    Resting { until_ms: u64 },
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    state: State,
+    /// The encoded request, kept where another server could take it if this one turns out not to listen.
+    request: Vec<u8>,
+}
+
+/// All requests under way on one bus.
+#[derive(Debug, Default)]
+pub struct PendingTable {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    busy: usize,
+}
+
+/// What an answer's token led to.
+pub enum Answered {
+    /// The request, and its encoded bytes if they were kept (empty otherwise).
+    Request(Pending, Vec<u8>),
+    /// The request had timed out; its token is free again.
+    Late,
+    /// Nothing waits under this token: a second answer, or somebody's guess.
+    Unknown,
+}
+
+impl PendingTable {
+    /// Records a request; `None` when [`PENDING_MAX`] are under way. Allocates only while the table grows.
+    pub fn insert(&mut self, pending: Pending) -> Option<u32> {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < PENDING_MAX => {
+                self.slots.push(Slot::default());
+                self.slots.len() as u32 - 1
+            }
+            None => return None,
+        };
+        let slot = self.slots.get_mut(index as usize)?;
+        debug_assert!(matches!(slot.state, State::Free), "a slot in use stood on the free list");
+        slot.generation = (slot.generation + 1) & GENERATION_MASK;
+        slot.state = State::Busy(pending);
+        self.busy += 1;
+        Some(index << GENERATION_BITS | slot.generation)
+    }
+
+    /// Where the encoded request of `token` is kept for a second try; empty at first.
+    pub fn request_buffer(&mut self, token: u32) -> Option<&mut Vec<u8>> {
+        self.busy_slot(token).map(|slot| &mut slot.request)
+    }
+
+    /// Takes the request that `token` answers.
+    pub fn answer(&mut self, token: u32) -> Answered {
+        let index = token >> GENERATION_BITS;
+        let Some(slot) = self.slots.get_mut(index as usize) else { return Answered::Unknown };
+        if slot.generation != token & GENERATION_MASK {
+            return Answered::Unknown;
+        }
+        match std::mem::take(&mut slot.state) {
+            State::Free => Answered::Unknown,
+            State::Busy(pending) => {
+                let request = std::mem::take(&mut slot.request);
+                self.busy -= 1;
+                self.free.push(index);
+                Answered::Request(pending, request)
+            }
+            State::Resting { .. } => {
+                self.free.push(index);
+                Answered::Late
+            }
+        }
+    }
+
+    /// Gives the buffer of an answered request back to its slot, so that the next one allocates nothing.
+    pub fn keep_buffer(&mut self, token: u32, mut buffer: Vec<u8>) {
+        if buffer.capacity() > KEPT_BYTES_MAX {
+            return;
+        }
+        buffer.clear();
+        if let Some(slot) = self.slots.get_mut((token >> GENERATION_BITS) as usize)
+            && slot.request.capacity() == 0
+        {
+            slot.request = buffer;
+        }
+    }
+
+    /// Gives up what is overdue, and frees what has rested. Walks over all slots; called once a tick.
+    pub fn expire(&mut self, now_ms: u64, timeout_ms: u64, mut give_up: impl FnMut(Pending)) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            match &slot.state {
+                State::Busy(pending) if now_ms >= pending.deadline_ms => {
+                    let rest = State::Resting { until_ms: now_ms + timeout_ms * REST_TIMEOUTS };
+                    if let State::Busy(pending) = std::mem::replace(&mut slot.state, rest) {
+                        self.busy -= 1;
+                        slot.request.clear();
+                        give_up(pending);
+                    }
+                }
+                State::Resting { until_ms } if now_ms >= *until_ms => {
+                    slot.state = State::Free;
+                    self.free.push(index as u32);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives up everything: the bus is gone, and with it the subject that answers would come to.
+    pub fn fail_all(&mut self, mut give_up: impl FnMut(Pending)) {
+        self.free.clear();
+        for slot in &mut self.slots {
+            if let State::Busy(pending) = std::mem::take(&mut slot.state) {
+                give_up(pending);
+            }
+            slot.request.clear();
+        }
+        self.busy = 0;
+        self.free.extend((0..self.slots.len() as u32).rev());
+    }
+
+    /// Requests under way.
+    pub fn len(&self) -> usize {
+        self.busy
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.busy == 0
+    }
+
+    /// All requests under way, to follow their connections to other places.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Pending> {
+        self.slots.iter_mut().filter_map(|slot| match &mut slot.state {
+            State::Busy(pending) => Some(pending),
+            _ => None,
+        })
+    }
+
+    fn busy_slot(&mut self, token: u32) -> Option<&mut Slot> {
+        self.slots
+            .get_mut((token >> GENERATION_BITS) as usize)
+            .filter(|slot| slot.generation == token & GENERATION_MASK)
+            .filter(|slot| matches!(slot.state, State::Busy(_)))
+    }
+
+    /// Every slot is busy, resting or on the free list, exactly once.
+    #[cfg(test)]
+    fn check_invariants(&self) {
+        let mut is_free = vec![false; self.slots.len()];
+        for index in &self.free {
+            assert!(!std::mem::replace(&mut is_free[*index as usize], true), "listed twice");
+        }
+        let mut busy = 0;
+        for (slot, listed) in self.slots.iter().zip(is_free) {
+            assert_eq!(matches!(slot.state, State::Free), listed);
+            busy += usize::from(matches!(slot.state, State::Busy(_)));
+        }
+        assert_eq!(busy, self.busy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(deadline_ms: u64) -> Pending {
+        Pending {
+            connection: Token::from_bits(1),
+            session: SessionId(1),
+            message_id: 9,
+            target: 0,
+            arrived_us: 0,
+            deadline_ms,
+            route: 0,
+            unlabelled: None,
+            is_retry: false,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_taken_once() {
+        let mut table = PendingTable::default();
+        let token = table.insert(request(10)).unwrap();
+        assert!(matches!(table.answer(token), Answered::Request(pending, _) if pending.message_id == 9));
+        assert!(matches!(table.answer(token), Answered::Unknown));
+        table.check_invariants();
+    }
+
+    #[test]
+    fn a_second_answer_does_not_reach_the_next_request_of_the_slot() {
+        let mut table = PendingTable::default();
+        let first = table.insert(request(10)).unwrap();
+        table.answer(first);
+        let second = table.insert(request(10)).unwrap();
+        assert_eq!(first >> GENERATION_BITS, second >> GENERATION_BITS, "the slot is recycled");
+        assert!(matches!(table.answer(first), Answered::Unknown));
+        assert!(matches!(table.answer(second), Answered::Request(..)));
+    }
+
+    #[test]
+    fn a_timed_out_slot_rests_until_its_answer_came_or_four_timeouts_passed() {
+        let mut table = PendingTable::default();
+        let late = table.insert(request(10)).unwrap();
+        let silent = table.insert(request(10)).unwrap();
+        let mut given_up = 0;
+        table.expire(10, 5, |_| given_up += 1);
+        assert_eq!((given_up, table.len()), (2, 0));
+        assert!(matches!(table.answer(late), Answered::Late));
+        assert_eq!(table.insert(request(99)).unwrap() >> GENERATION_BITS, late >> GENERATION_BITS);
+        assert_ne!(table.insert(request(99)).unwrap() >> GENERATION_BITS, silent >> GENERATION_BITS);
+        table.expire(29, 5, |_| panic!("nothing is overdue"));
+        table.check_invariants();
+        table.expire(30, 5, |_| panic!("nothing is overdue"));
+        assert_eq!(table.insert(request(99)).unwrap() >> GENERATION_BITS, silent >> GENERATION_BITS);
+        table.check_invariants();
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_recovers() {
+        let mut table = PendingTable::default();
+        let tokens: Vec<u32> = (0..PENDING_MAX).map(|_| table.insert(request(10)).unwrap()).collect();
+        assert_eq!(table.insert(request(10)), None);
+        table.answer(tokens[77]);
+        assert!(table.insert(request(10)).is_some());
+        let mut failed = 0;
+        table.fail_all(|_| failed += 1);
+        assert_eq!(failed, PENDING_MAX);
+        assert!(table.is_empty());
+        table.check_invariants();
+    }
+
+    #[test]
+    fn a_guessed_token_finds_nothing() {
+        let mut table = PendingTable::default();
+        assert!(matches!(table.answer(u32::MAX), Answered::Unknown));
+        assert!(matches!(table.answer(0), Answered::Unknown));
+    }
+}

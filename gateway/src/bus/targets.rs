@@ -1,0 +1,304 @@
+//! Targets: the servers that requests can go to, how many each has in hand, and who waits for room.
+//!
+//! A Go backend silently drops what exceeds its queue, so each target has a window; requests beyond all windows of a
+//! type wait in order, bounded, and are refused when that queue is full. A server that turned out not to listen is
+//! left out for a while. The invariant: `in_flight` of a target is the number of pending requests that name it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use shared::router::{self, Candidate, Policy};
+use shared::server::{Server, ServerTable};
+use shared::session::SessionId;
+use slab::Slab;
+
+use crate::driver::Token;
+
+/// How long a server that did not listen is left out, ms. Short, because its return is not announced when it kept its
+/// lease; a further request that meets nobody is sent to another server, so a wrong guess costs nothing.
+const SUSPECT_MS: u64 = 2_000;
+/// Payload bytes that wait for one server type at most.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+
+/// A server that requests go to.
+#[derive(Debug)]
+pub struct Target {
+    /// Its record.
+    pub server: Arc<Server>,
+    /// Its subject.
+    pub subject: Box<[u8]>,
+    identity: u64,
+    in_flight: u32,
+    window: u32,
+    suspect_until_ms: u64,
+    is_gone: bool,
+}
+
+/// A request that waits for room in a window.
+pub struct Waiting {
+    /// Who asked.
+    pub connection: Token,
+    /// The session behind the token.
+    pub session: SessionId,
+    /// The client's message id.
+    pub message_id: u64,
+    /// The full route.
+    pub route: Box<str>,
+    /// The inflated payload.
+    pub payload: Vec<u8>,
+    /// When it arrived, µs.
+    pub arrived_us: u64,
+    /// When it is given up, ms.
+    pub deadline_ms: u64,
+    /// Whether nobody waits for an answer.
+    pub is_notify: bool,
+}
+
+#[derive(Default)]
+struct Kind {
+    targets: Vec<u32>,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+}
+
+/// Where a request can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// To this target.
+    Target(u32),
+    /// All servers of the type have their hands full.
+    Busy,
+    /// There is no server of the type.
+    NoServers,
+}
+
+/// What bounds windows and queues.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetLimits {
+    /// Requests in flight to a server that announces nothing, for the whole process.
+    pub window: u32,
+    /// Reactors that share a window.
+    pub reactors: u32,
+    /// Requests that wait for one server type at most.
+    pub waiting_max: usize,
+}
+
+/// All targets of one bus.
+pub struct Targets {
+    limits: TargetLimits,
+    targets: Slab<Target>,
+    by_id: HashMap<Box<str>, u32>,
+    kinds: HashMap<Box<str>, Kind>,
+    chooser: Chooser,
+}
+
+impl Targets {
+    /// No servers yet.
+    pub fn new(limits: TargetLimits) -> Self {
+        Self {
+            limits,
+            targets: Slab::new(),
+            by_id: HashMap::new(),
+            kinds: HashMap::new(),
+            chooser: Chooser {
+                state: router::State::new(fastrand::u64(..)),
+                candidates: Vec::new(),
+            },
+        }
+    }
+
+    /// Takes over a new list of servers. What is in flight to a server that left stays counted until it is answered.
+    pub fn update(&mut self, table: &ServerTable) {
+        for kind in self.kinds.values_mut() {
+            kind.targets.clear();
+        }
+        for server in table.iter() {
+            let key = match self.by_id.get(server.id.as_str()) {
+                Some(key) => *key,
+                None => self.insert(server),
+            };
+            let kind: Box<str> = server.server_type.as_str().into();
+            self.kinds.entry(kind).or_default().targets.push(key);
+        }
+        let gone: Vec<u32> =
+            self.by_id.values().copied().filter(|key| !self.is_listed(table, *key)).collect();
+        for key in gone {
+            self.forget(key);
+        }
+        self.kinds.retain(|_, kind| !kind.targets.is_empty() || !kind.waiting.is_empty());
+    }
+
+    fn insert(&mut self, server: &Arc<Server>) -> u32 {
+        let window = server.window().unwrap_or(self.limits.window);
+        let key = self.targets.insert(Target {
+            server: server.clone(),
+            subject: server.subject().into_bytes().into(),
+            identity: router::identity(&server.id),
+            in_flight: 0,
+            // Rounded up: a window of 1 on two reactors lets two requests through rather than none.
+            window: window.div_ceil(self.limits.reactors.max(1)).max(1),
+            suspect_until_ms: 0,
+            is_gone: false,
+        }) as u32;
+        self.by_id.insert(server.id.as_str().into(), key);
+        key
+    }
+
+    fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
+        self.targets.get(key as usize).is_some_and(|target| table.by_id(&target.server.id).is_some())
+    }
+
+    fn forget(&mut self, key: u32) {
+        let Some(target) = self.targets.get_mut(key as usize) else { return };
+        self.by_id.remove(target.server.id.as_str());
+        target.is_gone = true;
+        if target.in_flight == 0 {
+            self.targets.remove(key as usize);
+        }
+    }
+
+    /// Picks a server of `server_type`: of two drawn at random the one with less in hand, among those with room.
+    pub fn choose(&mut self, server_type: &str, now_ms: u64) -> Choice {
+        let Some(kind) = self.kinds.get(server_type) else { return Choice::NoServers };
+        match kind.targets.as_slice() {
+            [] => Choice::NoServers,
+            _ if !kind.waiting.is_empty() => Choice::Busy,
+            candidates => pick(&self.targets, candidates, &mut self.chooser, now_ms),
+        }
+    }
+
+    /// How many servers of the type of `key` there are besides it, i.e. whether a second try has somewhere to go.
+    pub fn has_alternative(&self, server_type: &str) -> bool {
+        self.kinds.get(server_type).is_some_and(|kind| kind.targets.len() > 1)
+    }
+
+    /// Counts a request to `key`, and returns where it goes.
+    pub fn begin(&mut self, key: u32) -> Option<&Target> {
+        let target = self.targets.get_mut(key as usize)?;
+        target.in_flight += 1;
+        Some(target)
+    }
+
+    /// The target, while it has requests in flight or is listed.
+    pub fn find(&self, key: u32) -> Option<&Target> {
+        self.targets.get(key as usize)
+    }
+
+    /// Counts the end of a request to `key`; returns a request that can go now because of it.
+    pub fn end(&mut self, key: u32) -> Option<Waiting> {
+        let target = self.targets.get_mut(key as usize)?;
+        debug_assert!(target.in_flight > 0, "more answers counted than requests");
+        target.in_flight = target.in_flight.saturating_sub(1);
+        let server = target.server.clone();
+        if target.is_gone && target.in_flight == 0 {
+            self.targets.remove(key as usize);
+        }
+        let kind = self.kinds.get_mut(server.server_type.as_str())?;
+        let waiting = kind.waiting.pop_front()?;
+        kind.waiting_bytes -= waiting.payload.len();
+        Some(waiting)
+    }
+
+    /// Leaves a server out for a while.
+    pub fn suspect(&mut self, key: u32, now_ms: u64) {
+        if let Some(target) = self.targets.get_mut(key as usize) {
+            target.suspect_until_ms = now_ms + SUSPECT_MS;
+        }
+    }
+
+    /// Lets a request wait. Errors: the queue is full; the request is given back.
+    pub fn wait(&mut self, server_type: &str, waiting: Waiting) -> Result<(), Waiting> {
+        let limit = self.limits.waiting_max;
+        let Some(kind) = self.kinds.get_mut(server_type) else { return Err(waiting) };
+        if kind.waiting.len() >= limit
+            || kind.waiting_bytes + waiting.payload.len() > WAITING_BYTES_MAX
+        {
+            return Err(waiting);
+        }
+        kind.waiting_bytes += waiting.payload.len();
+        kind.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// Takes back a request that [`Targets::end`] released and that still has nowhere to go: to the front.
+    pub fn wait_again(&mut self, server_type: &str, waiting: Waiting) {
+        if let Some(kind) = self.kinds.get_mut(server_type) {
+            kind.waiting_bytes += waiting.payload.len();
+            kind.waiting.push_front(waiting);
+        }
+    }
+
+    /// The next server for a request that has waited its turn.
+    pub fn choose_next(&mut self, server_type: &str, now_ms: u64) -> Choice {
+        match self.kinds.get(server_type) {
+            Some(kind) if !kind.targets.is_empty() => {
+                pick(&self.targets, &kind.targets, &mut self.chooser, now_ms)
+            }
+            _ => Choice::NoServers,
+        }
+    }
+
+    /// Gives up waiting requests that are overdue. Deadlines are in the order of arrival.
+    pub fn expire(&mut self, now_ms: u64, mut give_up: impl FnMut(Waiting)) {
+        for kind in self.kinds.values_mut() {
+            while kind.waiting.front().is_some_and(|waiting| now_ms >= waiting.deadline_ms) {
+                let Some(waiting) = kind.waiting.pop_front() else { break };
+                kind.waiting_bytes -= waiting.payload.len();
+                give_up(waiting);
+            }
+        }
+    }
+
+    /// A waiting request that can go now, because servers came or a window opened unseen, with its server type.
+    pub fn next_waiting(&mut self, now_ms: u64) -> Option<(Box<str>, Waiting)> {
+        let Self { targets, kinds, chooser, .. } = self;
+        for (server_type, kind) in kinds {
+            let is_sendable = !kind.waiting.is_empty()
+                && matches!(pick(targets, &kind.targets, chooser, now_ms), Choice::Target(_));
+            if is_sendable && let Some(waiting) = kind.waiting.pop_front() {
+                kind.waiting_bytes -= waiting.payload.len();
+                return Some((server_type.clone(), waiting));
+            }
+        }
+        None
+    }
+
+    /// Follows connections to other places.
+    pub fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Waiting> {
+        self.kinds.values_mut().flat_map(|kind| kind.waiting.iter_mut())
+    }
+}
+
+/// Chooses among servers with room; suspects only when nobody else is left.
+fn pick(
+    targets: &Slab<Target>,
+    keys: &[u32],
+    chooser: &mut Chooser,
+    now_ms: u64,
+) -> Choice {
+    for is_choosy in [true, false] {
+        chooser.candidates.clear();
+        chooser.candidates.extend(keys.iter().filter_map(|key| targets.get(*key as usize)).map(|target| {
+            let is_suspect = is_choosy && target.suspect_until_ms > now_ms;
+            Candidate {
+                identity: target.identity,
+                in_flight: target.in_flight,
+                window: target.window,
+                is_previous: false,
+                is_suspect: is_suspect || target.in_flight >= target.window,
+            }
+        }));
+        let choice = router::pick(Policy::LeastInFlight, &chooser.candidates, "", &mut chooser.state);
+        if let Some(key) = choice.and_then(|index| keys.get(index)) {
+            return Choice::Target(*key);
+        }
+    }
+    Choice::Busy
+}
+
+/// What a choice needs besides the servers; kept, so that choosing allocates nothing.
+struct Chooser {
+    state: router::State,
+    candidates: Vec<Candidate>,
+}

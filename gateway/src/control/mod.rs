@@ -1,0 +1,313 @@
+//! Control: everything of a gateway that is not in the path of a message.
+//!
+//! One task follows the reactors' reports, the cluster's servers and the commands of the process's owner; others
+//! connect to NATS (connector.rs). It starts things in the order in which they can serve (bus, discovery, listeners)
+//! and stops them in the opposite one. It never sees a player's message.
+
+pub mod connector;
+pub mod plan;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::cluster::discovery::{Discovery, DiscoveryError};
+use shared::server::{METADATA_WINDOW, Server, ServerTable};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bus::local::LocalBus;
+use crate::mailbox::{Mail, Mailbox};
+use crate::reactor::Report;
+use connector::Connector;
+use plan::{ClusterPlan, Plan};
+use status::Status;
+
+/// How long a full mailbox is waited for before it is tried again.
+const MAILBOX_RETRY: Duration = Duration::from_millis(10);
+/// Time that reactors get beyond their own deadline to end.
+const STOP_SLACK: Duration = Duration::from_secs(2);
+
+/// What the process's owner asks for.
+pub enum Command {
+    /// Move all connections of one reactor to another; answered with their number.
+    Move {
+        /// From this reactor.
+        from: usize,
+        /// To this one.
+        to: usize,
+        /// How many connections moved.
+        done: oneshot::Sender<usize>,
+    },
+    /// End: finish what runs, close, leave the cluster.
+    Stop,
+}
+
+/// The control task's view of a running gateway.
+pub struct Control {
+    plan: Arc<Plan>,
+    mailboxes: Arc<[Arc<Mailbox>]>,
+    reports: mpsc::Receiver<Report>,
+    commands: mpsc::Receiver<Command>,
+    status: Arc<Status>,
+    connector: Option<Connector>,
+    discovery: Option<Discovery>,
+    tables: Option<watch::Receiver<Arc<ServerTable>>>,
+    moves: Vec<oneshot::Sender<usize>>,
+    /// Reactors that have ended.
+    stopped: usize,
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The announcement in etcd.
+    #[error("service discovery: {0}")]
+    Discovery(#[from] DiscoveryError),
+    /// The application of standalone mode.
+    #[error("the application cannot start: {0}")]
+    Application(String),
+    /// The process was asked to stop before it served.
+    #[error("stopped while starting")]
+    Stopped,
+}
+
+impl Control {
+    /// Takes charge of reactors that run.
+    pub fn new(
+        plan: Arc<Plan>,
+        mailboxes: Arc<[Arc<Mailbox>]>,
+        reports: mpsc::Receiver<Report>,
+        commands: mpsc::Receiver<Command>,
+        status: Arc<Status>,
+    ) -> Self {
+        let connector = plan.cluster.as_ref().map(|cluster| {
+            Connector::new(cluster.nats.clone(), mailboxes.clone())
+        });
+        Self {
+            plan,
+            mailboxes,
+            reports,
+            commands,
+            status,
+            connector,
+            discovery: None,
+            tables: None,
+            moves: Vec::new(),
+            stopped: 0,
+        }
+    }
+
+    /// Brings the gateway to where clients can be served: in the cluster, or joined with the application.
+    ///
+    /// Errors: what makes serving impossible; a NATS or etcd that is away does not, it is waited for.
+    pub async fn join(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
+        match local {
+            Some(local) => self.join_application(local).await,
+            None => self.join_cluster().await,
+        }
+    }
+
+    async fn join_application(&mut self, local: LocalParts) -> Result<(), ControlError> {
+        let LocalParts { bus, application } = local;
+        let rules = &self.plan.rules;
+        let gateway = Server {
+            id: rules.server_id.clone(),
+            server_type: rules.server_type.clone(),
+            metadata: std::collections::BTreeMap::new(),
+            frontend: true,
+            hostname: String::new(),
+        };
+        let game = Server {
+            id: format!("{}-application", rules.server_id),
+            server_type: application.server_type().to_owned(),
+            metadata: [(METADATA_WINDOW.to_owned(), LOCAL_WINDOW.to_string())].into(),
+            frontend: false,
+            hostname: String::new(),
+        };
+        let view = worker::ClusterView {
+            server_id: game.id.clone(),
+            servers: Arc::new(worker::FixedServers::new([gateway])),
+            request_timeout: Duration::from_millis(rules.request_timeout_ms),
+        };
+        let service = application
+            .embed(bus.clone(), view)
+            .await
+            .map_err(|error| ControlError::Application(error.to_string()))?;
+        bus.open(service, self.mailboxes.to_vec());
+        self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
+        Ok(())
+    }
+
+    async fn join_cluster(&mut self) -> Result<(), ControlError> {
+        let plan = self.plan.clone();
+        let Some(ClusterPlan { discovery, own, .. }) = &plan.cluster else { return Ok(()) };
+        while !self.status.is_bus_ready() {
+            tokio::select! {
+                report = self.reports.recv() => match report {
+                    Some(report) => self.handle_report(report),
+                    None => return Err(ControlError::Stopped),
+                },
+                command = self.commands.recv() => match command {
+                    Some(Command::Move { .. }) => {}
+                    Some(Command::Stop) | None => return Err(ControlError::Stopped),
+                },
+            }
+        }
+        let discovery = Discovery::start(discovery.clone(), own)?;
+        let joined = async {
+            discovery.wait_synced().await;
+            discovery.register().await;
+        };
+        tokio::select! {
+            () = joined => {}
+            _ = self.commands.recv() => {
+                discovery.shutdown().await;
+                return Err(ControlError::Stopped);
+            }
+        }
+        let mut tables = discovery.tables();
+        let table = tables.borrow_and_update().clone();
+        self.post_servers(&table).await;
+        self.tables = Some(tables);
+        self.discovery = Some(discovery);
+        Ok(())
+    }
+
+    /// Follows the gateway until it is told to stop.
+    pub async fn run(mut self) {
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
+                    Some(Command::Stop) | None => break,
+                },
+                report = self.reports.recv() => match report {
+                    Some(report) => self.handle_report(report),
+                    None => break,
+                },
+                table = next_table(&mut self.tables) => self.post_servers(&table).await,
+            }
+            if let Some(discovery) = &self.discovery {
+                self.status.set_registered(discovery.is_registered());
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Ends reactors that never served.
+    pub async fn abandon(mut self) {
+        for mailbox in self.mailboxes.iter() {
+            post(mailbox, Mail::Stop { grace_ms: 0 }).await;
+        }
+        while self.stopped < self.mailboxes.len() {
+            let Some(report) = self.reports.recv().await else { break };
+            self.handle_report(report);
+        }
+    }
+
+    fn move_connections(&mut self, from: usize, to: usize, done: oneshot::Sender<usize>) {
+        let Some(mailbox) = self.mailboxes.get(from) else { return };
+        if mailbox.send(Mail::MoveTo(to)).is_ok() {
+            self.moves.push(done);
+        }
+    }
+
+    fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::Opened { reactor, chosen } => {
+                tracing::info!(reactor, driver = %chosen, "reactor runs");
+            }
+            Report::BusWanted { reactor } => {
+                if let Some(connector) = &self.connector {
+                    connector.connect(reactor);
+                }
+            }
+            Report::BusReady { reactor, address } => {
+                tracing::info!(reactor, address, "connected to NATS");
+                self.status.set_bus_ready(reactor, true);
+            }
+            Report::BusLost { reactor } => self.status.set_bus_ready(reactor, false),
+            Report::Unlistened { .. } => {}
+            Report::Moved { connections } => {
+                if let Some(done) = self.moves.pop() {
+                    // Whoever asked may have gone.
+                    let _ = done.send(connections);
+                }
+            }
+            Report::Stopped { reactor } => {
+                tracing::debug!(reactor, "reactor ended");
+                self.stopped += 1;
+            }
+        }
+    }
+
+    async fn post_servers(&self, table: &Arc<ServerTable>) {
+        for (server_type, servers) in table.types() {
+            tracing::debug!(server_type, count = servers.len(), revision = table.revision(), "servers");
+        }
+        self.status.set_servers(table);
+        for mailbox in self.mailboxes.iter() {
+            post(mailbox, Mail::Servers(table.clone())).await;
+        }
+    }
+
+    /// Listeners close first; the cluster is left before anything is torn down; requests in flight are finished.
+    async fn stop(mut self) {
+        tracing::info!("stopping: no new connections; requests in flight are finished");
+        self.status.set_listening(false);
+        for mailbox in self.mailboxes.iter() {
+            post(mailbox, Mail::Unlisten).await;
+        }
+        if let Some(discovery) = &self.discovery {
+            discovery.leave().await;
+        }
+        let grace_ms = self.plan.rules.request_timeout_ms;
+        for mailbox in self.mailboxes.iter() {
+            post(mailbox, Mail::Stop { grace_ms }).await;
+        }
+        let limit = Duration::from_millis(grace_ms + self.plan.rules.write_timeout_ms) + STOP_SLACK;
+        let ended = async {
+            while self.stopped < self.mailboxes.len() {
+                match self.reports.recv().await {
+                    Some(report) => self.handle_report(report),
+                    None => break,
+                }
+            }
+        };
+        if tokio::time::timeout(limit, ended).await.is_err() {
+            tracing::warn!("some reactors did not end in time");
+        }
+        if let Some(discovery) = self.discovery.take() {
+            discovery.shutdown().await;
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// What standalone mode joins.
+pub struct LocalParts {
+    /// The in-process bus.
+    pub bus: Arc<LocalBus>,
+    /// The application.
+    pub application: worker::App,
+}
+
+/// Requests in flight that the application of standalone mode takes; its own limits answer what exceeds them.
+const LOCAL_WINDOW: u32 = 4_096;
+
+/// Posts a letter; a full mailbox is waited for.
+pub async fn post(mailbox: &Mailbox, mut mail: Mail) {
+    while let Err(full) = mailbox.send(mail) {
+        mail = full.0;
+        tokio::time::sleep(MAILBOX_RETRY).await;
+    }
+}
+
+async fn next_table(tables: &mut Option<watch::Receiver<Arc<ServerTable>>>) -> Arc<ServerTable> {
+    if let Some(tables) = tables
+        && tables.changed().await.is_ok()
+    {
+        return tables.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,339 @@
+//! The plan: what a gateway is to be, worked out from the configuration before anything is started.
+//!
+//! Everything that can be wrong is found here: what the configuration's table could not see (addresses, files,
+//! credentials) is reported together, like the table's own mistakes.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use shared::agent::AgentRules;
+use shared::cluster::discovery::DiscoveryOptions;
+use shared::config::Config;
+use shared::error::Serializer;
+use shared::go;
+use shared::handshake::{HandshakeOptions, HandshakeResponses};
+use shared::limiter::LimiterRule;
+use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
+use shared::packet;
+use shared::server::Server;
+use shared::websocket::frame::FrameLimits;
+use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
+
+use super::connector::NatsPlan;
+use crate::bus::targets::TargetLimits;
+use crate::clock::Clock;
+use crate::driver::Kind;
+use crate::listener;
+use crate::meter::MetricsPlan;
+use crate::page::Pages;
+use crate::rules::Rules;
+use crate::wire::WireLimits;
+
+/// What a gateway is to be.
+pub struct Plan {
+    /// What the reactors share.
+    pub rules: Arc<Rules>,
+    /// The process's clock.
+    pub clock: Clock,
+    /// How many reactors.
+    pub reactors: usize,
+    /// Whether each keeps to a core.
+    pub is_pinned: bool,
+    /// Which driver.
+    pub driver: Kind,
+    /// Where TCP clients are served.
+    pub tcp: Vec<SocketAddr>,
+    /// Where WebSocket clients are served.
+    pub ws: Vec<SocketAddr>,
+    /// Where health and metrics are served.
+    pub admin: Vec<SocketAddr>,
+    /// Labels of the metrics.
+    pub metrics: MetricsPlan,
+    /// The cluster; none in standalone mode.
+    pub cluster: Option<ClusterPlan>,
+    /// The application of standalone mode.
+    pub application: Option<worker::App>,
+}
+
+/// NATS and etcd.
+pub struct ClusterPlan {
+    /// How to connect to NATS.
+    pub nats: NatsPlan,
+    /// Trust and identity for NATS servers that ask for TLS.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// How to join the cluster.
+    pub discovery: DiscoveryOptions,
+    /// What others see of this server.
+    pub own: Server,
+}
+
+impl Plan {
+    /// Works a configuration out. With an application the gateway is standalone, whatever `pitaya.mode` says.
+    ///
+    /// Errors: every mistake, each a sentence for the operator.
+    pub fn new(config: &Config, application: Option<worker::App>) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let is_standalone = application.is_some();
+        if !is_standalone && config.string("pitaya.mode") == "standalone" {
+            mistakes.push(
+                "pitaya.mode = standalone needs an application in this process; the stock gateway has the demo: \
+                 --demo"
+                    .to_owned(),
+            );
+        }
+        let reactors = match config.size("pitaya.gateway.threads") {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
+        let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
+        if tcp.is_empty() && ws.is_empty() {
+            mistakes.push("pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect".into());
+        }
+        let local_type = application.as_ref().map(|app| app.server_type().to_owned());
+        let rules = rules(config, reactors, local_type, &mut mistakes);
+        let cluster = (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
+        let admin = admin_addresses(config, &mut mistakes);
+        let driver = match config.string("pitaya.gateway.driver") {
+            "uring" => Kind::Uring,
+            "epoll" => Kind::Epoll,
+            _ => Kind::Auto,
+        };
+        let metrics = MetricsPlan::new(config);
+        let is_pinned = config.bool("pitaya.gateway.pin");
+        match rules {
+            Some(rules) if mistakes.is_empty() => Ok(Self {
+                rules: Arc::new(rules),
+                clock: Clock::start(),
+                reactors,
+                is_pinned,
+                driver,
+                tcp,
+                ws,
+                admin,
+                metrics,
+                cluster,
+                application,
+            }),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+    let texts = config.list(key);
+    let mut found = Vec::new();
+    for text in &texts {
+        match listener::parse(text) {
+            Ok(address) => found.push(address),
+            Err(error) => mistakes.push(format!("{key}: {error}")),
+        }
+    }
+    found
+}
+
+fn admin_addresses(config: &Config, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+    let mut found = addresses(config, "pitaya.admin.listen", mistakes);
+    if config.bool("pitaya.metrics.prometheus.enabled") {
+        let port = config.int("pitaya.metrics.prometheus.port") as u16;
+        let everywhere = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+        if !found.contains(&everywhere) {
+            found.push(everywhere);
+        }
+    }
+    found
+}
+
+fn milliseconds(config: &Config, key: &str) -> u64 {
+    config.duration(key).as_millis() as u64
+}
+
+fn rules(
+    config: &Config,
+    reactors: usize,
+    local_type: Option<String>,
+    mistakes: &mut Vec<String>,
+) -> Option<Rules> {
+    let serializer = Serializer::from_number(config.int("pitaya.serializertype")).unwrap_or(Serializer::Json);
+    let is_compressing = config.bool("pitaya.handler.messages.compression");
+    let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
+    let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
+    let dictionary = config.dictionary();
+    let agent = agent_rules(config, &dictionary, serializer, is_compressing);
+    let agent = agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
+    let is_demo = config.bool("pitaya.gateway.demo");
+    let server_id = match config.string("pitaya.server.id") {
+        "" => uuid::Uuid::new_v4().to_string(),
+        id => id.to_owned(),
+    };
+    Some(Rules {
+        server_id,
+        server_type: config.string("pitaya.server.type").to_owned(),
+        agent,
+        wire: WireLimits {
+            packet_bytes_max,
+            upgrade: UpgradeLimits { origins: OriginPolicy::Any, serves_pages: is_demo, ..UpgradeLimits::default() },
+            frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+        },
+        dictionary,
+        serializer,
+        compression_threshold_bytes: is_compressing.then(|| config.size("pitaya.gateway.compression.threshold")),
+        inflate_bytes_max: config.size("pitaya.gateway.inflate.maxbytes"),
+        outbox_bytes_max: config.size("pitaya.gateway.outbox.maxbytes"),
+        write_timeout_ms: milliseconds(config, "pitaya.buffer.agent.conntimeout"),
+        request_timeout_ms: request_timeout.as_millis() as u64,
+        request_timeout_text: go::go_duration::format(request_timeout),
+        in_flight_connection_max: config.int("pitaya.gateway.inflight.connection") as u32,
+        targets: TargetLimits {
+            window: config.int("pitaya.gateway.inflight.target") as u32,
+            reactors: reactors as u32,
+            waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+        },
+        connections_max: config.size("pitaya.gateway.maxconns"),
+        is_session_unique: config.bool("pitaya.session.unique"),
+        local_type,
+        pages: is_demo.then(Pages::demo),
+    })
+}
+
+fn agent_rules(
+    config: &Config,
+    dictionary: &shared::dictionary::Dictionary,
+    serializer: Serializer,
+    compression: bool,
+) -> Result<AgentRules, shared::handshake::HandshakeError> {
+    let heartbeat = config.duration("pitaya.heartbeat.interval");
+    let heartbeat_ms = heartbeat.as_millis() as u64;
+    let options =
+        HandshakeOptions { heartbeat_s: heartbeat.as_secs(), dictionary, serializer: serializer.name(), compression };
+    Ok(AgentRules {
+        heartbeat_ms,
+        silence_ms: AgentRules::silence_ms(heartbeat_ms),
+        handshake_timeout_ms: milliseconds(config, "pitaya.gateway.handshake.timeout"),
+        handshake_bytes_max: config.size("pitaya.gateway.handshake.maxbytes"),
+        responses: HandshakeResponses::new(&options)?,
+        limiter: limiter_rule(config),
+        checks: Vec::new(),
+    })
+}
+
+/// Pitaya limits only where the application has wrapped its acceptor. Here giving one of the two keys is that wrapping.
+fn limiter_rule(config: &Config) -> Option<LimiterRule> {
+    let (limit, interval) = ("pitaya.conn.ratelimiting.limit", "pitaya.conn.ratelimiting.interval");
+    let is_wanted = config.is_set(limit) || config.is_set(interval);
+    (is_wanted && !config.bool("pitaya.conn.ratelimiting.forcedisable"))
+        .then(|| LimiterRule { limit: config.int(limit) as u32, interval_ms: milliseconds(config, interval) })
+}
+
+fn cluster(config: &Config, rules: Option<&Rules>, mistakes: &mut Vec<String>) -> Option<ClusterPlan> {
+    let rules = rules?;
+    let urls = NatsUrl::parse_list(config.string("pitaya.cluster.rpc.client.nats.connect"))
+        .map_err(|error| mistakes.push(error.to_string()));
+    let auth = nats_auth(config).map_err(|error| mistakes.push(error));
+    let tls = nats_tls(config).map_err(|error| mistakes.push(error));
+    let client = |name: &str| format!("pitaya.cluster.rpc.client.nats.{name}");
+    let options = ConnectOptions {
+        name: format!("{}/{}", rules.server_type, rules.server_id),
+        auth: auth.ok()?,
+        tls_required: false,
+        ping_interval_ms: milliseconds(config, &client("pinginterval")),
+        pings_outstanding_max: config.int(&client("maxpingsoutstanding")) as u32,
+        connect_timeout_ms: milliseconds(config, &client("connectiontimeout")),
+    };
+    let urls = urls.ok()?;
+    let jitter = if urls.iter().any(|url| url.tls) { "reconnectjittertls" } else { "reconnectjitter" };
+    let nats = NatsPlan {
+        connect_timeout: config.duration(&client("connectiontimeout")),
+        wait: config.duration(&client("reconnectwait")),
+        jitter: config.duration(&client(jitter)),
+        urls,
+        options,
+    };
+    let own = Server {
+        id: rules.server_id.clone(),
+        server_type: rules.server_type.clone(),
+        metadata: config.map("pitaya.server.metadata"),
+        frontend: true,
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery: discovery_options(config), own })
+}
+
+/// The settings of service discovery, for gateways.
+fn discovery_options(config: &Config) -> DiscoveryOptions {
+    let key = |name: &str| format!("pitaya.cluster.sd.etcd.{name}");
+    DiscoveryOptions {
+        endpoints: config.list(&key("endpoints")),
+        user: config.string(&key("user")).to_owned(),
+        password: config.secret(&key("pass")).reveal().to_owned(),
+        prefix: config.string(&key("prefix")).to_owned(),
+        dial_timeout: config.duration(&key("dialtimeout")),
+        lease_ttl: config.duration(&key("heartbeat.ttl")),
+        sync_interval: config.duration(&key("syncservers.interval")),
+        revoke_timeout: config.duration(&key("revoke.timeout")),
+        shutdown_delay: config.duration(&key("shutdown.delay")),
+        blacklist: config.list(&key("servertypesblacklist")),
+        retry_interval_max: config.duration(&key("grantlease.retryinterval")).min(Duration::from_secs(2)),
+        ..DiscoveryOptions::default()
+    }
+}
+
+fn nats_auth(config: &Config) -> Result<Auth, String> {
+    let secret = |key: &str| Some(config.secret(key)).filter(|secret| !secret.is_empty());
+    let auth = if let Some(password) = secret("pitaya.nats.password") {
+        Auth::UserPassword {
+            user: config.string("pitaya.nats.user").to_owned(),
+            password: Secret::new(password.reveal()),
+        }
+    } else if let Some(token) = secret("pitaya.nats.token") {
+        Auth::Token(Secret::new(token.reveal()))
+    } else if let Some(seed) = secret("pitaya.nats.nkey") {
+        Auth::NKey(Secret::new(seed.reveal().trim()))
+    } else if let Some(text) = secret("pitaya.nats.credentials") {
+        Auth::from_credentials(text.reveal()).map_err(|error| format!("pitaya.nats.credentials: {error}"))?
+    } else {
+        Auth::None
+    };
+    auth.check().map_err(|error| format!("pitaya.nats: {error}"))?;
+    Ok(auth)
+}
+
+fn nats_tls(config: &Config) -> Result<Arc<rustls::ClientConfig>, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    match config.string("pitaya.nats.tls.ca") {
+        "" => {
+            let system = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(system.certs);
+        }
+        path => {
+            for certificate in certificates("pitaya.nats.tls.ca", path)? {
+                roots.add(certificate).map_err(|error| format!("pitaya.nats.tls.ca: {error}"))?;
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots);
+    let (chain, key) = (config.string("pitaya.nats.tls.cert"), config.string("pitaya.nats.tls.key"));
+    let tls = if chain.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let chain = certificates("pitaya.nats.tls.cert", chain)?;
+        let key = PrivateKeyDer::from_pem_file(Path::new(key))
+            .map_err(|error| format!("pitaya.nats.tls.key = {key:?}: {error}"))?;
+        builder.with_client_auth_cert(chain, key).map_err(|error| format!("pitaya.nats.tls.cert: {error}"))?
+    };
+    Ok(Arc::new(tls))
+}
+
+fn certificates(key: &str, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_file_iter(Path::new(path))
+        .and_then(Iterator::collect)
+        .map_err(|error| format!("{key} = {path:?}: {error}"))
+}

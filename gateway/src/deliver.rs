@@ -1,0 +1,270 @@
+//! Delivery: what arrives on the bus, on its way to a client. The counterpart of forward.rs.
+//!
+//! Answers find their request by the token in their subject, pushes and kicks their session by the subscription that
+//! they came through; both are checked against the session before anything is sent, because tokens and numbers are
+//! recycled. A message that fits nothing is dropped and counted.
+
+use proto::Message;
+use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
+use shared::close::CloseReason;
+use shared::error::{Error, code};
+use shared::nats::parser::Msg;
+use shared::session::SessionId;
+
+use crate::bus::pending::{Answered, Pending};
+use crate::bus::subscriptions::Subject;
+use crate::bus::targets::{Choice, Waiting};
+use crate::bus::{Carrier, ReplyTo};
+use crate::calls;
+use crate::connections::Connections;
+use crate::driver::Token;
+use crate::forward::{self, NO_RESPONDERS, Outgoing};
+use crate::turn::Turn;
+
+const STATUS_NO_RESPONDERS: u16 = 503;
+
+/// Takes in one message from NATS.
+pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+    match turn.bus.subscriptions.find(message.sid) {
+        Some(Subject::Inbox) => {
+            let Carrier::Nats(lines) = &turn.bus.carrier else { return };
+            let Some(token) = lines.token_of(message.subject) else {
+                turn.core.meter.stray();
+                return;
+            };
+            let is_undelivered =
+                message.payload.is_empty() && message.status == Some(STATUS_NO_RESPONDERS);
+            handle_answer(token, message.payload, is_undelivered, connections, turn);
+        }
+        Some(Subject::Push(owner)) => handle_push(owner, message, connections, turn),
+        Some(Subject::Kick(owner)) => handle_kick(owner, message, connections, turn),
+        Some(Subject::Server) => {
+            let request = bytes::Bytes::copy_from_slice(message.payload);
+            turn.core.calls.push((request, reply_to(message)));
+        }
+        Some(Subject::Bindings) => handle_binding(message.payload, turn),
+        None => turn.core.meter.stray(),
+    }
+}
+
+fn reply_to(message: &Msg<'_>) -> ReplyTo {
+    message.reply.map_or(ReplyTo::Nobody, |subject| ReplyTo::Subject(subject.into()))
+}
+
+/// Takes in the answer to a forwarded request.
+pub fn handle_answer(
+    token: u32,
+    payload: &[u8],
+    is_undelivered: bool,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    let (pending, request) = match turn.bus.pending.answer(token) {
+        Answered::Request(pending, request) => (pending, request),
+        Answered::Late | Answered::Unknown => {
+            turn.core.meter.stray();
+            return;
+        }
+    };
+    let target = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
+    let released = turn.bus.targets.end(pending.target);
+    if is_undelivered {
+        turn.bus.targets.suspect(pending.target, turn.core.now_ms);
+        let server_type = target.as_ref().map_or("", |server| &server.server_type);
+        retry_or_fail(pending, server_type, &request, connections, turn);
+    } else {
+        turn.bus.pending.keep_buffer(token, request);
+        finish(pending, payload, connections, turn);
+    }
+    if let (Some(waiting), Some(server)) = (released, target) {
+        send_waiting(&server.server_type, waiting, connections, turn);
+    }
+}
+
+/// Nobody received the request, so another server may; Pitaya fails here.
+fn retry_or_fail(
+    pending: Pending,
+    server_type: &str,
+    request: &[u8],
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    if let Err(pending) = forward::retry(pending, server_type, request, turn.bus, turn.core.now_ms) {
+        let error = Error::new(code::UNKNOWN, NO_RESPONDERS);
+        fail(&pending, &error, connections, turn);
+    }
+}
+
+/// Sends a request whose turn has come.
+pub fn send_waiting(
+    server_type: &str,
+    waiting: Waiting,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
+    let client = &mut connection.client;
+    let choice = turn.bus.targets.choose_next(server_type, turn.core.now_ms);
+    let target = match choice {
+        Choice::Target(target) => target,
+        Choice::Busy => return turn.bus.targets.wait_again(server_type, waiting),
+        Choice::NoServers => {
+            let error = Error::new(code::INTERNAL, forward::NO_SERVERS);
+            return fail_waiting(&waiting, &error, connections, turn);
+        }
+    };
+    let request = Outgoing {
+        connection: waiting.connection,
+        message_id: waiting.message_id,
+        is_notify: waiting.is_notify,
+        route: &waiting.route,
+        server_type,
+        payload: &waiting.payload,
+        arrived_us: waiting.arrived_us,
+        deadline_ms: waiting.deadline_ms,
+    };
+    // Counted when it began to wait, and counted again as it is sent.
+    client.in_flight = client.in_flight.saturating_sub(u32::from(!waiting.is_notify));
+    if let Err(error) = forward::send(&request, target, client, turn.rules, turn.bus, turn.core) {
+        client.in_flight += u32::from(!waiting.is_notify);
+        fail_waiting(&waiting, &error, connections, turn);
+    }
+}
+
+/// Tells the client that its request failed before it was sent.
+pub fn fail_waiting(
+    waiting: &Waiting,
+    error: &Error,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    let Turn { rules, core, .. } = turn;
+    let route = core.meter.route(&waiting.route);
+    core.meter.failed(route, core.now_us.saturating_sub(waiting.arrived_us), &error.code);
+    let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
+    let client = &mut connection.client;
+    if waiting.is_notify {
+        return;
+    }
+    client.in_flight = client.in_flight.saturating_sub(1);
+    let outcome = client.put_error(waiting.message_id, error, &mut core.put(rules));
+    core.settle(waiting.connection, client, outcome);
+}
+
+fn finish(pending: Pending, payload: &[u8], connections: &mut Connections, turn: &mut Turn<'_>) {
+    let response = match ResponseView::decode(payload) {
+        Ok(response) => response,
+        Err(_) => {
+            let error = Error::new(code::INTERNAL, "the server's answer cannot be decoded");
+            fail(&pending, &error, connections, turn);
+            return;
+        }
+    };
+    let Turn { rules, core, codec, .. } = turn;
+    let route = match &pending.unlabelled {
+        Some(text) if response.error.is_none() => core.meter.label(text),
+        _ => pending.route,
+    };
+    core.meter.answered(route, core.now_us.saturating_sub(pending.arrived_us), &response);
+    let Some(connection) = connections.find(pending.connection, pending.session) else { return };
+    let client = &mut connection.client;
+    client.in_flight = client.in_flight.saturating_sub(1);
+    let outcome = match &response.error {
+        None => {
+            let payload = codec.pack(response.data, rules.compression_threshold_bytes);
+            client.put_response(pending.message_id, payload, false, &mut core.put(rules))
+        }
+        Some(error) => {
+            let mut body = std::mem::take(&mut core.scratch);
+            encode_error(error, rules, &mut body);
+            let payload = codec.pack(&body, rules.compression_threshold_bytes);
+            let outcome = client.put_response(pending.message_id, payload, true, &mut core.put(rules));
+            core.scratch = body;
+            outcome
+        }
+    };
+    core.settle(pending.connection, client, outcome);
+}
+
+/// A server's error in the form that clients read; a server that gave no code gave PIT-000 (cluster protocol 7.2).
+fn encode_error(error: &ErrorView<'_>, rules: &crate::rules::Rules, body: &mut Vec<u8>) {
+    let error_code = if error.code.is_empty() { code::UNKNOWN } else { error.code };
+    body.clear();
+    rules.serializer.encode_error(error_code, error.msg, error.metadata(), body);
+}
+
+/// Tells the client that its request failed.
+pub fn fail(pending: &Pending, error: &Error, connections: &mut Connections, turn: &mut Turn<'_>) {
+    let Turn { rules, core, .. } = turn;
+    core.meter.failed(pending.route, core.now_us.saturating_sub(pending.arrived_us), &error.code);
+    let Some(connection) = connections.find(pending.connection, pending.session) else { return };
+    let client = &mut connection.client;
+    client.in_flight = client.in_flight.saturating_sub(1);
+    let outcome = client.put_error(pending.message_id, error, &mut core.put(rules));
+    core.settle(pending.connection, client, outcome);
+}
+
+fn handle_push(owner: Token, message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+    let Ok(push) = PushView::decode(message.payload) else {
+        turn.core.meter.stray();
+        return;
+    };
+    put_push(owner, None, &push, connections, turn);
+    // Go sends no reply subject; libpitaya-cluster does, and blocks until it is answered (cluster protocol 21).
+    turn.bus.reply(reply_to(message), proto::wire::RESPONSE_ACK);
+}
+
+/// Puts a push into the outbox of the connection at `owner`, when it is the session of the push.
+pub fn put_push(
+    owner: Token,
+    session: Option<SessionId>,
+    push: &PushView<'_>,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    let Turn { rules, core, codec, .. } = turn;
+    let connection = connections.at(owner).filter(|connection| {
+        let client = &connection.client;
+        client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
+    });
+    let Some(connection) = connection else {
+        core.meter.stray();
+        return;
+    };
+    core.meter.pushed();
+    let client = &mut connection.client;
+    client.last_route = core.meter.route(push.route);
+    let payload = codec.pack(push.data, rules.compression_threshold_bytes);
+    let outcome = client.put_push(push.route, payload, &mut core.put(rules));
+    core.settle(owner, client, outcome);
+}
+
+fn handle_kick(owner: Token, message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+    let Ok(kick) = KickView::decode(message.payload) else {
+        turn.core.meter.stray();
+        return;
+    };
+    let mut is_kicked = false;
+    if let Some(connection) = connections.at(owner)
+        && connection.client.session.uid() == kick.user_id
+    {
+        calls::kick(connection, CloseReason::Kicked, turn.rules, turn.core);
+        is_kicked = true;
+    }
+    let answer = proto::KickAnswer { kicked: is_kicked }.encode_to_vec();
+    turn.bus.reply(reply_to(message), &answer);
+}
+
+/// Another frontend of this type has bound a uid: the session that holds it here, if any, is kicked.
+fn handle_binding(payload: &[u8], turn: &mut Turn<'_>) {
+    let Ok(binding) = BindView::decode(payload) else {
+        turn.core.meter.stray();
+        return;
+    };
+    if binding.fid == turn.rules.server_id {
+        return;
+    }
+    if let Some(session) = turn.core.directory.holder(binding.uid) {
+        turn.core.replaced.push(session);
+    }
+}

@@ -1,0 +1,344 @@
+//! Forwarding: a client's packet on its way to a server of the cluster, and the error that it gets when there is none.
+//!
+//! One request is decoded, routed and encoded here, in that order, without a copy of its payload except into the
+//! bus's buffer, and without an allocation in the steady state. Where a message is refused the client is told with
+//! Pitaya's code and text (cluster protocol 5.2, 7). The way back is deliver.rs.
+
+use bytes::Bytes;
+use proto::wire::SysRequest;
+use shared::agent::Verdict;
+use shared::close::CloseReason;
+use shared::compression::InflateError;
+use shared::error::{Error, code};
+use shared::metadata::{MetadataFields, encode_metadata};
+use shared::message::{self, Message, MessageType};
+use shared::nats::encoder;
+use shared::packet::Packet;
+use shared::route::Route;
+
+use crate::bus::pending::Pending;
+use crate::bus::targets::{Choice, Waiting};
+use crate::bus::{BusState, Carrier};
+use crate::connection::Client;
+use crate::driver::Token;
+use crate::rules::Rules;
+use crate::turn::{Core, Turn};
+
+/// Text of Go's client library when a subject has no subscriber (cluster protocol 7.1).
+pub const NO_RESPONDERS: &str = "nats: no responders available for request";
+/// Text of Go's client library when the connection is gone.
+pub const NOT_CONNECTED: &str = "nats: connection closed";
+const PAYLOAD_TOO_LARGE: &str = "nats: maximum payload exceeded";
+/// Text of the error when a route's type has no server (cluster protocol 5.2).
+pub const NO_SERVERS: &str = "no servers available of this type";
+const TOO_MANY: &str = "too many requests in flight";
+
+/// Takes in one packet of a client.
+///
+/// Errors: why the connection is to be closed.
+pub fn handle_packet(
+    token: Token,
+    client: &mut Client,
+    packet: Packet<'_>,
+    turn: &mut Turn<'_>,
+) -> Result<(), CloseReason> {
+    let rules = turn.rules;
+    match client.agent.handle_packet(packet, &rules.agent, turn.core.now_ms)? {
+        Verdict::Nothing => Ok(()),
+        Verdict::Limited => {
+            turn.core.meter.limited();
+            Ok(())
+        }
+        Verdict::Accepted(_) => {
+            let outcome = client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
+            client.outbox.set_boundary();
+            turn.core.settle(token, client, Ok(()));
+            outcome
+        }
+        Verdict::Refused(text) => {
+            tracing::debug!(session = client.session.id().0, text, "handshake refused");
+            client.put_packet(&rules.agent.responses.refused, &mut turn.core.put(rules))?;
+            turn.core.settle(token, client, Ok(()));
+            Err(CloseReason::BadHandshake)
+        }
+        Verdict::Data(body) => {
+            let message = message::decode(body, &rules.dictionary).map_err(|_| CloseReason::BadMessage)?;
+            handle_message(token, client, &message, turn)
+        }
+    }
+}
+
+fn handle_message(
+    token: Token,
+    client: &mut Client,
+    message: &Message<'_>,
+    turn: &mut Turn<'_>,
+) -> Result<(), CloseReason> {
+    let id = match message.kind {
+        MessageType::Request => message.id,
+        MessageType::Notify => 0,
+        // No client sends these; running handlers for them would be a way around the rules for requests.
+        MessageType::Response | MessageType::Push => {
+            turn.core.meter.ignored();
+            return Ok(());
+        }
+    };
+    turn.core.meter.received();
+    let Turn { rules, core, codec, bus } = turn;
+    let rules: &Rules = rules;
+    let payload = if message.is_compressed {
+        codec.inflater.inflate(message.payload, rules.inflate_bytes_max).map_err(|error| {
+            match error {
+                InflateError::TooLarge { .. } => CloseReason::InflateLimit,
+                _ => CloseReason::BadMessage,
+            }
+        })?
+    } else {
+        message.payload
+    };
+    let asked = Asked { token, id, is_request: message.kind == MessageType::Request, payload };
+    match route_message(client, message.route, &asked, rules, bus, core) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            core.meter.refused(&error.code);
+            let outcome = client.put_error(id, &error, &mut core.put(rules));
+            core.settle(token, client, Ok(()));
+            outcome
+        }
+    }
+}
+
+/// What a client asked for, besides its route.
+struct Asked<'a> {
+    token: Token,
+    id: u64,
+    is_request: bool,
+    payload: &'a [u8],
+}
+
+fn route_message(
+    client: &mut Client,
+    route: &[u8],
+    asked: &Asked<'_>,
+    rules: &Rules,
+    bus: &mut BusState,
+    core: &mut Core,
+) -> Result<(), Error> {
+    let text = std::str::from_utf8(route)
+        .map_err(|_| Error::new(code::BAD_REQUEST, "route is not valid UTF-8"))?;
+    let route = Route::parse(text).map_err(|error| Error::new(code::BAD_REQUEST, error.to_string()))?;
+    let own_type = rules.server_type.as_str();
+    let server_type = route.server_type.unwrap_or(own_type);
+    let is_own = server_type == own_type;
+    let target_type = match &rules.local_type {
+        Some(local) if is_own || server_type == local => local.clone(),
+        Some(_) => return Err(not_found(server_type, &route)),
+        None if is_own || route.service == "sys" => return Err(not_found(server_type, &route)),
+        None => String::new(),
+    };
+    if route.service == "sys" {
+        return Err(not_found(server_type, &route));
+    }
+    if asked.is_request && client.in_flight >= rules.in_flight_connection_max {
+        return Err(Error::new(code::BUSY, TOO_MANY));
+    }
+    if !bus.is_ready() || bus.is_full() {
+        return Err(Error::new(code::BUSY, NOT_CONNECTED));
+    }
+    let server_type = if target_type.is_empty() { server_type } else { &target_type };
+    let full_route;
+    let text = if route.server_type.is_some() {
+        text
+    } else {
+        full_route = format!("{server_type}.{text}");
+        &full_route
+    };
+    let request = Outgoing {
+        connection: asked.token,
+        message_id: asked.id,
+        is_notify: !asked.is_request || asked.id == 0,
+        route: text,
+        server_type,
+        payload: asked.payload,
+        arrived_us: core.now_us,
+        deadline_ms: core.now_ms + rules.request_timeout_ms,
+    };
+    match bus.targets.choose(server_type, core.now_ms) {
+        Choice::Target(target) => send(&request, target, client, rules, bus, core),
+        Choice::Busy => wait(&request, client, bus),
+        Choice::NoServers => Err(Error::new(code::INTERNAL, NO_SERVERS)),
+    }
+}
+
+fn not_found(server_type: &str, route: &Route<'_>) -> Error {
+    let text = format!("pitaya/handler: {server_type}.{}.{} not found", route.service, route.method);
+    Error::new(code::NOT_FOUND, text)
+}
+
+/// A request that has a server type and leaves as soon as a server has room.
+pub struct Outgoing<'a> {
+    /// Who asked.
+    pub connection: Token,
+    /// The client's message id.
+    pub message_id: u64,
+    /// Whether nobody waits for an answer.
+    pub is_notify: bool,
+    /// The full route.
+    pub route: &'a str,
+    /// The type of the servers that can take it.
+    pub server_type: &'a str,
+    /// The inflated payload.
+    pub payload: &'a [u8],
+    /// When it arrived, µs.
+    pub arrived_us: u64,
+    /// When it is given up, ms.
+    pub deadline_ms: u64,
+}
+
+fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Result<(), Error> {
+    let waiting = Waiting {
+        connection: request.connection,
+        session: client.session.id(),
+        message_id: request.message_id,
+        route: request.route.into(),
+        payload: request.payload.to_vec(),
+        arrived_us: request.arrived_us,
+        deadline_ms: request.deadline_ms,
+        is_notify: request.is_notify,
+    };
+    match bus.targets.wait(request.server_type, waiting) {
+        Ok(()) => {
+            client.in_flight += u32::from(!request.is_notify);
+            Ok(())
+        }
+        Err(_) => Err(Error::new(code::BUSY, TOO_MANY)),
+    }
+}
+
+/// Encodes and sends a request to `target`.
+///
+/// Errors: what the client is to be told instead.
+pub fn send(
+    request: &Outgoing<'_>,
+    target: u32,
+    client: &mut Client,
+    rules: &Rules,
+    bus: &mut BusState,
+    core: &mut Core,
+) -> Result<(), Error> {
+    core.next_request += 1;
+    core.scratch.clear();
+    let fields = MetadataFields {
+        prefix: &core.metadata,
+        route: request.route,
+        start_ns: core.unix_ns,
+        timeout: &rules.request_timeout_text,
+        request_number: core.next_request,
+    };
+    encode_metadata(&fields, &mut core.scratch);
+    let encoded = SysRequest {
+        session: client.session.encoded(),
+        message_id: if request.is_notify { 0 } else { request.message_id },
+        route: request.route,
+        payload: request.payload,
+        is_notify: request.is_notify,
+        frontend_id: &rules.server_id,
+        metadata: &core.scratch,
+    };
+    let route = core.meter.route(request.route);
+    client.last_route = route;
+    if let Carrier::Nats(lines) = &bus.carrier
+        && encoded.encoded_bytes() > lines.payload_bytes_max
+    {
+        return Err(Error::new(code::UNKNOWN, PAYLOAD_TOO_LARGE));
+    }
+    if request.is_notify {
+        core.meter.notified();
+        send_notify(&encoded, target, bus);
+        return Ok(());
+    }
+    let pending = Pending {
+        connection: request.connection,
+        session: client.session.id(),
+        message_id: request.message_id,
+        target,
+        arrived_us: request.arrived_us,
+        deadline_ms: request.deadline_ms,
+        route,
+        unlabelled: core.meter.is_unlabelled(route).then(|| request.route.into()),
+        is_retry: false,
+    };
+    let Some(token) = bus.pending.insert(pending) else {
+        return Err(Error::new(code::BUSY, TOO_MANY));
+    };
+    send_request(&encoded, token, target, request.server_type, bus);
+    client.in_flight += 1;
+    Ok(())
+}
+
+fn send_request(encoded: &SysRequest<'_>, token: u32, target: u32, server_type: &str, bus: &mut BusState) {
+    let is_kept = bus.targets.has_alternative(server_type);
+    let Some(target) = bus.targets.begin(target) else { return };
+    match &mut bus.carrier {
+        Carrier::Nats(lines) => {
+            let bytes = encoded.encoded_bytes();
+            lines.request_head(&target.subject, token, bytes);
+            let start = lines.out.len();
+            encoded.encode(&mut lines.out);
+            if is_kept && let Some(kept) = bus.pending.request_buffer(token) {
+                kept.extend_from_slice(lines.out.get(start..).unwrap_or_default());
+            }
+            lines.out.extend_from_slice(b"\r\n");
+        }
+        Carrier::Local(carrier) => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.request(token, Bytes::from(request));
+        }
+    }
+}
+
+/// Sends a request once more, to another server: nobody had received it.
+///
+/// Errors: there is nobody to send it to, or it was a second try already; the request is given back.
+pub fn retry(
+    pending: Pending,
+    server_type: &str,
+    request: &[u8],
+    bus: &mut BusState,
+    now_ms: u64,
+) -> Result<(), Pending> {
+    let is_possible = !pending.is_retry && !request.is_empty() && now_ms < pending.deadline_ms;
+    let choice = bus.targets.choose_next(server_type, now_ms);
+    let (true, Choice::Target(key)) = (is_possible, choice) else { return Err(pending) };
+    let Carrier::Nats(lines) = &mut bus.carrier else { return Err(pending) };
+    let again = Pending { target: key, is_retry: true, ..pending };
+    let Some(token) = bus.pending.insert(again) else { return Ok(()) };
+    if let Some(target) = bus.targets.begin(key) {
+        lines.request_head(&target.subject, token, request.len());
+        lines.out.extend_from_slice(request);
+        lines.out.extend_from_slice(b"\r\n");
+    }
+    Ok(())
+}
+
+/// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
+/// state is kept here (cluster protocol 23.2).
+fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
+    let Some(target) = bus.targets.find(target) else { return };
+    match &mut bus.carrier {
+        Carrier::Nats(lines) => {
+            let bytes = encoded.encoded_bytes();
+            encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
+            encoded.encode(&mut lines.out);
+            lines.out.extend_from_slice(b"\r\n");
+        }
+        Carrier::Local(carrier) => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.notify(Bytes::from(request));
+        }
+    }
+}
+
+const NOTIFY_REPLY: &[u8] = b"_DISCARD.notify";

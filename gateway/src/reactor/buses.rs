@@ -1,0 +1,288 @@
+//! The reactor's buses: connecting, losing and feeding them.
+//!
+//! Losing NATS ends nothing but the requests under way: they fail at once with a code, clients stay, and the bus is
+//! rebuilt with all its subscriptions when a new socket comes. A bus counts as ready only when the server has proven
+//! that it took in the subscriptions.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use shared::error::{Error, code};
+use shared::nats::client::Event;
+use shared::nats::encoder;
+
+use super::{Reactor, Report};
+use crate::bus::link::{LinkError, NatsLink, NatsServer};
+use crate::bus::pending::{Pending, PendingTable};
+use crate::bus::subscriptions::{self, Subscriptions};
+use crate::bus::targets::Targets;
+use crate::bus::{Bus, BusKind, BusState, Carrier, NatsLines, Readiness};
+use crate::calls;
+use crate::connection::Binding;
+use crate::connections::{Connections, Occupant};
+use crate::deliver;
+use crate::driver::Buffer;
+use crate::forward::NOT_CONNECTED;
+use crate::rules::Rules;
+use crate::turn::Turn;
+
+/// What a link reported besides messages, acted upon after its bytes were walked over.
+#[derive(Default)]
+struct News {
+    is_accepted: bool,
+    is_lame_duck: bool,
+    barriers: Vec<u64>,
+}
+
+impl Reactor {
+    /// Makes a bus for new connections of this reactor.
+    pub(super) fn open_bus(&mut self, is_primary: bool) -> usize {
+        let (id, link, carrier, readiness) = match &self.kind {
+            BusKind::Nats(tls_config) => (
+                0,
+                Some(Box::new(NatsLink::new(tls_config.clone()))),
+                Carrier::Nats(NatsLines::new()),
+                Readiness::Down { is_asked: false },
+            ),
+            BusKind::Local(local) => {
+                let id = local.add_bus(self.core.reactor);
+                (id, None, Carrier::Local(local.carrier(id)), Readiness::Ready)
+            }
+        };
+        let state = BusState {
+            id,
+            is_primary,
+            carrier,
+            readiness,
+            pending: PendingTable::default(),
+            subscriptions: Subscriptions::default(),
+            targets: Targets::new(self.rules.targets),
+            proofs: Vec::new(),
+        };
+        self.buses.insert(Bus { link, state })
+    }
+
+    pub(super) fn bus_numbers(&self) -> Vec<usize> {
+        self.buses.iter().map(|(number, _)| number).collect()
+    }
+
+    /// Asks the control thread for a socket; again on the next tick when it could not be told.
+    pub(super) fn ask_for_bus(&mut self, bus: usize) {
+        let is_asked = self.report(Report::BusWanted { reactor: self.core.reactor });
+        if let Some(entry) = self.buses.get_mut(bus) {
+            entry.state.readiness = Readiness::Down { is_asked };
+        }
+    }
+
+    /// A socket that was asked for.
+    pub(super) fn handle_bus_connected(&mut self, socket: OwnedFd, server: NatsServer) {
+        let waiting = self.buses.iter_mut().find(|(_, bus)| {
+            matches!(bus.state.readiness, Readiness::Down { .. }) && bus.link.is_some()
+        });
+        let Some((number, bus)) = waiting else { return };
+        match self.driver.attach(socket) {
+            Ok(token) => {
+                if let Some(link) = &mut bus.link {
+                    link.connected(token, server);
+                }
+                bus.state.readiness = Readiness::Connecting;
+                self.connections.insert(token, Occupant::Bus(number));
+            }
+            Err(error) => {
+                tracing::warn!(reactor = self.core.reactor, %error, "cannot use the connection to NATS");
+                bus.state.readiness = Readiness::Down { is_asked: false };
+            }
+        }
+    }
+
+    pub(super) fn handle_bus_bytes(&mut self, number: usize, buffer: &Buffer) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        let Bus { link: Some(link), state } = bus else { return };
+        let bytes: &[u8] = self.driver.bytes(buffer);
+        if self.moving.as_ref().is_some_and(|moving| moving.bus == number) {
+            link.hold(bytes);
+            return;
+        }
+        let mut turn =
+            Turn { rules: &self.rules, core: &mut self.core, codec: &mut self.codec, bus: state };
+        let walked = walk(link, bytes, &mut self.connections, &mut turn);
+        self.handle_walked(number, walked);
+    }
+
+    /// Takes in what came while the bus was on its way.
+    pub(super) fn handle_held(&mut self, number: usize) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        let Bus { link: Some(link), state } = bus else { return };
+        let bytes = link.take_held();
+        let mut turn =
+            Turn { rules: &self.rules, core: &mut self.core, codec: &mut self.codec, bus: state };
+        let walked = walk(link, &bytes, &mut self.connections, &mut turn);
+        self.handle_walked(number, walked);
+    }
+
+    fn handle_walked(&mut self, number: usize, walked: Result<News, LinkError>) {
+        match walked {
+            Ok(news) => self.handle_news(number, &news),
+            Err(error) => self.lose_bus(number, &error),
+        }
+    }
+
+    fn handle_news(&mut self, number: usize, news: &News) {
+        if news.is_accepted {
+            self.subscribe(number);
+        }
+        for barrier in &news.barriers {
+            self.handle_barrier(number, *barrier);
+        }
+        if news.is_lame_duck {
+            tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
+        }
+    }
+
+    /// Writes all subscriptions of a new connection and asks for their proof.
+    fn subscribe(&mut self, number: usize) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        let Bus { link: Some(link), state } = bus else { return };
+        let Carrier::Nats(lines) = &mut state.carrier else { return };
+        let payload_bytes_max = link.client().map_or(0, |client| client.payload_bytes_max());
+        lines.restart(&uuid::Uuid::new_v4().simple().to_string(), payload_bytes_max);
+        let mut inbox = lines.inbox.to_vec();
+        inbox.push(b'*');
+        encoder::subscribe(&mut lines.out, &inbox, None, subscriptions::INBOX);
+        if state.is_primary {
+            subscribe_server(&mut lines.out, &self.rules);
+        }
+        for (subscription, owner) in state.subscriptions.iter() {
+            if let Some(connection) = self.connections.at(owner) {
+                let uid = connection.client.session.uid();
+                calls::subscribe(&mut lines.out, &self.rules, uid, subscription);
+            }
+        }
+        lines.wants_barrier = true;
+        state.readiness = Readiness::Subscribing;
+    }
+
+    fn handle_barrier(&mut self, number: usize, barrier: u64) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        if bus.state.readiness == Readiness::Proving(barrier) {
+            bus.state.readiness = Readiness::Ready;
+            let address = bus.link.as_ref().map_or("", |link| link.address()).to_owned();
+            self.report(Report::BusReady { reactor: self.core.reactor, address });
+        }
+        self.with_bus(number, |connections, turn| {
+            for proof in turn.bus.take_proofs(|proof| proof.barrier == Some(barrier)) {
+                match connections.find(proof.connection, proof.session) {
+                    Some(connection) => calls::proven(connection, proof.reply, turn.rules, turn.bus),
+                    None => turn.bus.reply(proof.reply, &calls::session_not_found()),
+                }
+            }
+        });
+    }
+
+    pub(super) fn handle_bus_sent(&mut self, number: usize, buffer: Vec<u8>, result: io::Result<usize>) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        let Bus { link: Some(link), state } = bus else { return };
+        let Carrier::Nats(lines) = &mut state.carrier else { return };
+        let outcome = match result {
+            Ok(bytes) if self.moving.is_some() => {
+                let start = buffer.len().saturating_sub(lines.unsent_bytes) + bytes;
+                link.freeze(buffer.get(start..).unwrap_or_default(), lines);
+                Ok(())
+            }
+            Ok(bytes) => link.handle_sent(buffer, bytes, lines, &mut self.driver, &mut self.core.pool),
+            Err(error) => Err(LinkError::Io(error)),
+        };
+        state.assign_barrier();
+        if let Err(error) = outcome {
+            self.lose_bus(number, &error);
+        }
+    }
+
+    pub(super) fn handle_bus_ended(&mut self, number: usize, error: Option<io::Error>) {
+        self.lose_bus(number, &error.map_or(LinkError::Closed, LinkError::Io));
+    }
+
+    /// Gives a connection to NATS up: requests under way fail, binds under way are undone, a new socket is asked for.
+    pub(super) fn lose_bus(&mut self, number: usize, error: &LinkError) {
+        let Some(bus) = self.buses.get_mut(number) else { return };
+        let Some(link) = &mut bus.link else { return };
+        let address = link.address().to_owned();
+        let Some(token) = link.disconnect() else { return };
+        self.driver.close(token);
+        self.connections.remove(token);
+        self.with_bus(number, fail_everything);
+        let reactor = self.core.reactor;
+        tracing::warn!(reactor, address, %error, "lost the connection to NATS; requests fail until it is back");
+        self.core.meter.bus_lost();
+        self.report(Report::BusLost { reactor });
+        self.ask_for_bus(number);
+    }
+
+    pub(super) fn flush_buses(&mut self) {
+        for number in 0..self.buses.capacity() {
+            if self.moving.as_ref().is_some_and(|moving| moving.bus == number) {
+                continue;
+            }
+            let Some(bus) = self.buses.get_mut(number) else { continue };
+            let Bus { link: Some(link), state } = bus else { continue };
+            let Carrier::Nats(lines) = &mut state.carrier else { continue };
+            let outcome = link.flush(lines, &mut self.driver, &mut self.core.pool);
+            state.assign_barrier();
+            if let Err(error) = outcome {
+                self.lose_bus(number, &error);
+            }
+        }
+    }
+}
+
+/// Walks over bytes from NATS: messages are handled at once, the rest is noted.
+fn walk(
+    link: &mut NatsLink,
+    bytes: &[u8],
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) -> Result<News, LinkError> {
+    let mut news = News::default();
+    link.handle_bytes(bytes, &mut |event| match event {
+        Event::Message(message) => deliver::handle_message(&message, connections, turn),
+        Event::Ready => news.is_accepted = true,
+        Event::Barrier(number) => news.barriers.push(number),
+        Event::LameDuck => news.is_lame_duck = true,
+        Event::InfoChanged => {}
+        Event::ServerError { text, is_fatal } => {
+            tracing::warn!(text, is_fatal, "the NATS server reports an error");
+        }
+    })?;
+    Ok(news)
+}
+
+fn subscribe_server(out: &mut Vec<u8>, rules: &Rules) {
+    encoder::subscribe(out, rules.server_subject().as_bytes(), None, subscriptions::SERVER);
+    encoder::subscribe(out, rules.bindings_subject().as_bytes(), None, subscriptions::BINDINGS);
+}
+
+fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
+    if let Carrier::Nats(lines) = &mut turn.bus.carrier {
+        *lines = NatsLines::new();
+    }
+    let mut failed: Vec<Pending> = Vec::new();
+    turn.bus.pending.fail_all(|pending| failed.push(pending));
+    let error = Error::new(code::BUSY, NOT_CONNECTED);
+    for pending in failed {
+        // What waited for room goes on waiting: for the bus now, until its own deadline.
+        if let Some(server) = turn.bus.targets.find(pending.target).map(|target| target.server.clone())
+            && let Some(waiting) = turn.bus.targets.end(pending.target)
+        {
+            turn.bus.targets.wait_again(&server.server_type, waiting);
+        }
+        deliver::fail(&pending, &error, connections, turn);
+    }
+    for proof in turn.bus.take_proofs(|_| true) {
+        let Some(connection) = connections.find(proof.connection, proof.session) else { continue };
+        let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
+        if let Binding::Proving { uid, subscription } = binding {
+            turn.bus.subscriptions.remove(subscription);
+            turn.core.directory.release(proof.session, &uid);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Letters from the control thread, from other reactors and from the application of standalone mode.
+
+use proto::wire::PushView;
+use shared::session::SessionId;
+
+use super::{Reactor, Report, Stage};
+use crate::connections::Occupant;
+use crate::deliver;
+use crate::mailbox::Mail;
+
+impl Reactor {
+    pub(super) fn handle_letters(&mut self) {
+        while let Some(mail) = self.mailbox.take() {
+            self.handle_letter(mail);
+        }
+    }
+
+    pub(super) fn handle_letter(&mut self, mail: Mail) {
+        if let Some(moving) = &mut self.moving
+            && mail.is_for_session()
+        {
+            moving.letters.push(mail);
+            return;
+        }
+        match mail {
+            Mail::Servers(table) => {
+                for bus in self.bus_numbers() {
+                    self.with_bus(bus, |_, turn| turn.bus.targets.update(&table));
+                }
+                self.servers = Some(table);
+            }
+            Mail::Listen(listeners) => {
+                for listener in listeners {
+                    match self.driver.listen(listener.socket) {
+                        Ok(token) => {
+                            self.connections.insert(token, Occupant::Listener(listener.protocol));
+                        }
+                        Err(error) => tracing::error!(%error, "cannot listen"),
+                    }
+                }
+            }
+            Mail::Unlisten => self.unlisten(),
+            Mail::BusConnected { socket, server } => self.handle_bus_connected(socket, server),
+            Mail::Call { request, reply } => self.serve_call(&request, reply),
+            Mail::Push { session, push } => self.handle_push(session, &push),
+            Mail::Kick { session, is_replaced } => self.kick(session, is_replaced),
+            Mail::Answer { bus, token, response } => {
+                let found = self.buses.iter().find(|(_, entry)| entry.state.id == bus);
+                if let Some((number, _)) = found {
+                    self.with_bus(number, |connections, turn| {
+                        deliver::handle_answer(token, &response, false, connections, turn);
+                    });
+                }
+            }
+            Mail::MoveTo(reactor) => self.begin_move(reactor),
+            Mail::Adopt(state) => self.adopt(*state),
+            Mail::Stop { grace_ms } => {
+                self.stage = Stage::Stopping { deadline_ms: self.core.now_ms + grace_ms };
+            }
+        }
+    }
+
+    fn unlisten(&mut self) {
+        for token in self.connections.tokens(|occupant| matches!(occupant, Occupant::Listener(_))) {
+            self.driver.unlisten(token);
+        }
+        self.report(Report::Unlistened { reactor: self.core.reactor });
+    }
+
+    /// A push over the in-process bus. The session may have left since it was looked up; then nobody misses it.
+    fn handle_push(&mut self, session: SessionId, push: &[u8]) {
+        let Some(place) = self.core.directory.find(session) else { return };
+        let Some(connection) = self.connections.find(place.token, session) else { return };
+        let bus = connection.client.bus;
+        let Ok(push) = PushView::decode(push) else { return };
+        self.with_bus(bus, |connections, turn| {
+            deliver::put_push(place.token, Some(session), &push, connections, turn);
+        });
+    }
+}

@@ -1,0 +1,125 @@
+//! The tick: one coarse sweep for heartbeats, deadlines and time-outs.
+//!
+//! Requests are looked at on every tick, connections in slices, so that a reactor with many connections spreads the
+//! work. Nothing else in the reactor has a timer.
+
+use shared::agent::Due;
+use shared::close::CloseReason;
+use shared::error::{Error, code};
+use shared::packet;
+
+use super::{Reactor, Stage};
+use crate::bus::{Readiness, pending::Pending};
+use crate::connections::Connections;
+use crate::deliver;
+use crate::turn::Turn;
+
+/// Time between ticks, ms. A request is given up at most this much late.
+pub(super) const TICK_MS: u64 = 100;
+/// Ticks for one sweep over all connections: each is looked at twice a second.
+const SLICES: usize = 5;
+
+impl Reactor {
+    pub(super) fn handle_tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        self.sweep_connections();
+        for bus in self.bus_numbers() {
+            self.with_bus(bus, sweep_requests);
+            self.tick_link(bus);
+        }
+        self.poll_closings();
+        self.tick_stop();
+        self.core.meter.publish(self.connections.clients(), self.driver.stats());
+    }
+
+    fn sweep_connections(&mut self) {
+        let rules = &self.rules;
+        let core = &mut self.core;
+        for connection in self.connections.slice(self.ticks % SLICES, SLICES) {
+            let (token, client) = (connection.token, &mut connection.client);
+            if client.closing().is_some() || client.freezing.is_some() {
+                continue;
+            }
+            if client.outbox.is_overdue(rules.write_timeout_ms, core.now_ms) {
+                core.ending.push((token, CloseReason::WriteTimeout));
+                continue;
+            }
+            match client.agent.poll_due(&rules.agent, core.now_ms) {
+                Some(Due::Close(reason)) => core.ending.push((token, reason)),
+                Some(Due::Heartbeat) => {
+                    let outcome = client.put_packet(&packet::HEARTBEAT, &mut core.put(rules));
+                    core.settle(token, client, outcome);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn tick_link(&mut self, bus: usize) {
+        let now_ms = self.core.now_ms;
+        let Some(entry) = self.buses.get_mut(bus) else { return };
+        let Some(link) = &mut entry.link else { return };
+        if let Err(error) = link.handle_tick(now_ms) {
+            self.lose_bus(bus, &error);
+        } else if entry.state.readiness == (Readiness::Down { is_asked: false }) {
+            self.ask_for_bus(bus);
+        }
+    }
+
+    /// While stopping: connections whose requests are answered end; at the deadline all do.
+    fn tick_stop(&mut self) {
+        let Stage::Stopping { deadline_ms } = self.stage else { return };
+        let is_late = self.core.now_ms >= deadline_ms;
+        let core = &mut self.core;
+        for connection in self.connections.slice(0, 1) {
+            let client = &connection.client;
+            if client.closing().is_none() && (is_late || client.in_flight == 0) {
+                core.ending.push((connection.token, CloseReason::Shutdown));
+            }
+        }
+        if self.connections.clients() == 0 {
+            self.stage = Stage::Stopped;
+        }
+    }
+}
+
+/// Gives up requests that are overdue, and sends waiting ones when there is room.
+fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
+    let now_ms = turn.core.now_ms;
+    let mut overdue: Vec<Pending> = Vec::new();
+    turn.bus.pending.expire(now_ms, turn.rules.request_timeout_ms, |pending| overdue.push(pending));
+    for pending in overdue {
+        let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
+        let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
+        let released = turn.bus.targets.end(pending.target);
+        deliver::fail(&pending, &error, connections, turn);
+        if let (Some(waiting), Some(server)) = (released, server) {
+            deliver::send_waiting(&server.server_type, waiting, connections, turn);
+        }
+    }
+    let mut late = Vec::new();
+    turn.bus.targets.expire(now_ms, |waiting| late.push(waiting));
+    for waiting in late {
+        let error = Error::new(code::REQUEST_TIMEOUT, REQUEST_TIMEOUT);
+        deliver::fail_waiting(&waiting, &error, connections, turn);
+    }
+    while let Some((server_type, waiting)) = turn.bus.targets.next_waiting(now_ms) {
+        deliver::send_waiting(&server_type, waiting, connections, turn);
+    }
+}
+
+/// Text of a timed-out request, as Pitaya's (cluster protocol 7.1).
+const REQUEST_TIMEOUT: &str = "rpc client: request timeout";
+
+fn timeout_error(turn: &Turn<'_>, pending: &Pending, server: &str) -> Error {
+    let route = match &pending.unlabelled {
+        Some(text) => text.to_string(),
+        None => turn.core.meter.route_name(pending.route).to_owned(),
+    };
+    Error::new(code::REQUEST_TIMEOUT, REQUEST_TIMEOUT)
+        .with("timeout", turn.rules.request_timeout_text.clone())
+        .with("route", route)
+        // Pitaya names the caller "server" and the called server "peer.id".
+        .with("server", turn.rules.server_id.clone())
+        .with("peer.id", server.to_owned())
+}

@@ -1,0 +1,115 @@
+//! A turn of the reactor: what handlers of events act upon, besides the connection or message at hand.
+//!
+//! The parts are apart from the table of connections and from the driver, so that a handler can hold a borrowed packet
+//! of a connection and still forward it. Time is read once a turn, by the reactor.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shared::close::CloseReason;
+use shared::compression::{Deflater, Inflater};
+use shared::metadata::MetadataPrefix;
+use shared::session::SessionId;
+
+use crate::bus::{BusState, ReplyTo};
+use crate::connection::{Client, Payload, Put};
+use crate::directory::Directory;
+use crate::driver::Token;
+use crate::mailbox::Mailbox;
+use crate::meter::Meter;
+use crate::outbox::BufferPool;
+use crate::rules::Rules;
+
+/// A reactor's own state, besides driver, connections and buses.
+pub struct Core {
+    /// This reactor's number.
+    pub reactor: usize,
+    /// Sessions and uids of the process.
+    pub directory: Arc<Directory>,
+    /// The boxes of all reactors, by number.
+    pub mailboxes: Arc<[Arc<Mailbox>]>,
+    /// Buffers for sending.
+    pub pool: BufferPool,
+    /// Counters of this core.
+    pub meter: Meter,
+    /// The turn's time, ms of the process's clock.
+    pub now_ms: u64,
+    /// The turn's time, µs of the process's clock.
+    pub now_us: u64,
+    /// The turn's time, ns since the epoch, for metadata.
+    pub unix_ns: u64,
+    /// The constant part of the metadata of forwarded requests; request ids of this core begin with its number.
+    pub metadata: MetadataPrefix,
+    /// Numbers forwarded requests, for their ids.
+    pub next_request: u64,
+    /// Connections whose outbox is to be flushed at the turn's end.
+    pub dirty: Vec<Token>,
+    /// Connections to end at the turn's end.
+    pub ending: Vec<(Token, CloseReason)>,
+    /// Sessions whose uid another session of this process has taken; to be kicked at the turn's end.
+    pub replaced: Vec<SessionId>,
+    /// Calls of other servers, to be served when the turn's messages are handled.
+    pub calls: Vec<(Bytes, ReplyTo)>,
+    /// Room for metadata while a request is encoded.
+    pub scratch: Vec<u8>,
+}
+
+/// Compression states and scratch, one each a core.
+pub struct Codec {
+    /// Towards clients.
+    pub deflater: Deflater,
+    /// From clients.
+    pub inflater: Inflater,
+}
+
+/// What a handler of one event acts upon.
+pub struct Turn<'a> {
+    /// What does not change.
+    pub rules: &'a Rules,
+    /// The reactor's own state.
+    pub core: &'a mut Core,
+    /// Compression.
+    pub codec: &'a mut Codec,
+    /// The bus that the connection uses.
+    pub bus: &'a mut BusState,
+}
+
+impl Core {
+    /// What appending to an outbox needs.
+    pub fn put<'a>(&'a mut self, rules: &'a Rules) -> Put<'a> {
+        Put { rules, pool: &mut self.pool, now_ms: self.now_ms, dropped_messages: 0 }
+    }
+
+    /// Notes that `client` has bytes to send, or is to end when `outcome` says so.
+    pub fn settle(&mut self, token: Token, client: &mut Client, outcome: Result<(), CloseReason>) {
+        if let Err(reason) = outcome {
+            self.ending.push((token, reason));
+        }
+        if !client.is_dirty {
+            client.is_dirty = true;
+            self.dirty.push(token);
+        }
+    }
+}
+
+impl Codec {
+    /// Fresh states.
+    pub fn new() -> Self {
+        Self { deflater: Deflater::new(), inflater: Inflater::new() }
+    }
+
+    /// The payload as it goes to a client: deflated when that is on, worth trying and shorter.
+    pub fn pack<'a>(&'a mut self, bytes: &'a [u8], threshold_bytes: Option<usize>) -> Payload<'a> {
+        let Some(threshold_bytes) = threshold_bytes else { return Payload::plain(bytes) };
+        match self.deflater.deflate(bytes, threshold_bytes) {
+            Some(bytes) => Payload { bytes, is_compressed: true },
+            None => Payload::plain(bytes),
+        }
+    }
+}
+
+impl Default for Codec {
+    fn default() -> Self {
+        Self::new()
+    }
+}

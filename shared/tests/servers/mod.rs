@@ -1,0 +1,304 @@
+//! Real servers for tests: each test starts its own nats-server or etcd on a free port of the loopback and ends it.
+//!
+//! Other crates include this file with `#[path = "../../shared/tests/servers/mod.rs"] mod servers;`. It needs the
+//! standard library and `tempfile`. A program is looked for in the environment (`DRAGONFRUIT_NATS_SERVER`,
+//! `DRAGONFRUIT_ETCD`), then in `PATH`, then in `<repository>/.servers/*/`. If there is none, the test says so loudly
+//! and fails.
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use tempfile::TempDir;
+
+/// How long a server may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A nats-server. It is killed when this is dropped.
+pub(crate) struct Nats {
+    process: Process,
+    arguments: Vec<String>,
+    port: u16,
+}
+
+impl Nats {
+    /// Starts a server with additional arguments and waits until it takes connections.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let process = Process::new("nats-server", "DRAGONFRUIT_NATS_SERVER");
+        let mut nats = Self { process, arguments, port: 0 };
+        nats.launch();
+        nats
+    }
+
+    /// Starts a server with the text of a configuration file, for what has no command line argument.
+    pub(crate) fn start_configured(configuration: &str) -> Self {
+        let process = Process::new("nats-server", "DRAGONFRUIT_NATS_SERVER");
+        let file = process.directory().join("nats.conf");
+        fs::write(&file, configuration).unwrap();
+        let arguments = vec!["-c".to_owned(), file.to_str().unwrap().to_owned()];
+        let mut nats = Self { process, arguments, port: 0 };
+        nats.launch();
+        nats
+    }
+
+    fn launch(&mut self) {
+        let directory = self.process.directory().join("ports");
+        // A file from an earlier life must not be taken for the answer.
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory).unwrap();
+        // -1 asks the operating system for a free port.
+        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
+        let command = self.process.command();
+        command.args(["-a", "127.0.0.1", "-p", &port, "--ports_file_dir"]).arg(&directory);
+        command.args(&self.arguments);
+        self.process.spawn();
+        self.port = self.process.wait_for("its port", || {
+            let file = fs::read_dir(&directory).ok()?.next()?.ok()?;
+            let text = fs::read_to_string(file.path()).ok()?;
+            // {"nats":["nats://127.0.0.1:4222"]}
+            let port = text.split("127.0.0.1:").nth(1)?.split('"').next()?.parse().ok()?;
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok().map(|_| port)
+        });
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The address as clients are configured with it, without credentials.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the server in good order and waits for its end.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub(crate) fn resume(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Has the server announce its end and send its clients away.
+    pub(crate) fn lame_duck(&self) {
+        self.process.signal("USR2");
+    }
+
+    /// Starts the server again on its port, ending it first if it still runs.
+    pub(crate) fn restart_same_port(&mut self) {
+        self.process.kill();
+        self.launch();
+    }
+}
+
+/// A single etcd without data. It is killed when this is dropped.
+pub(crate) struct Etcd {
+    process: Process,
+    client_port: u16,
+    peer_port: u16,
+}
+
+impl Etcd {
+    /// Starts a server and waits until it answers.
+    pub(crate) fn start() -> Self {
+        let process = Process::new("etcd", "DRAGONFRUIT_ETCD");
+        let [client_port, peer_port] = free_ports();
+        let mut etcd = Self { process, client_port, peer_port };
+        etcd.launch();
+        etcd
+    }
+
+    fn launch(&mut self) {
+        let client = self.url();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let data = self.process.directory().join("data");
+        let command = self.process.command();
+        command.args(["--name", "test", "--data-dir"]).arg(data);
+        command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("test={peer}")]);
+        self.process.spawn();
+        let address = self.address();
+        self.process.wait_for("its health", || is_healthy(address).then_some(()));
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.client_port).into()
+    }
+
+    /// The address as clients are configured with it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Ends the server in good order and waits for its end.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
+    }
+
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub(crate) fn resume(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Starts the server again on its ports and with its data, ending it first if it still runs.
+    pub(crate) fn restart_same_port(&mut self) {
+        self.process.kill();
+        self.launch();
+    }
+}
+
+/// Whether an etcd answers its health check with success, which it does once it has elected itself.
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer).map(|_| answer)
+    };
+    ask().is_ok_and(|answer: String| answer.contains("200 OK"))
+}
+
+/// Ports that were free a moment ago. They are held until all are known, so that they differ.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// One server program, its directory and its running process.
+struct Process {
+    program: PathBuf,
+    command: Option<Command>,
+    child: Option<Child>,
+    directory: TempDir,
+}
+
+impl Process {
+    fn new(name: &str, variable: &str) -> Self {
+        let program = find(name, variable);
+        let directory = tempfile::Builder::new().prefix(name).tempdir().unwrap();
+        Self { program, command: None, child: None, directory }
+    }
+
+    fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory().join("log")
+    }
+
+    fn command(&mut self) -> &mut Command {
+        self.command.insert(Command::new(&self.program))
+    }
+
+    fn spawn(&mut self) {
+        let log = File::create(self.log()).unwrap();
+        let mut command = self.command.take().expect("the command was made");
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Asks again and again, with short pauses, until there is an answer.
+    fn wait_for<T>(&mut self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = ask() {
+                return answer;
+            }
+            let exited = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            if exited.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.log()).unwrap_or_default();
+                panic!("{}: no {what} (ended: {exited:?})\n{log}", self.program.display());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal by the shell's own `kill`, which needs neither unsafe code nor a crate.
+    fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("the server runs").id();
+        let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {id}")).status();
+        assert!(status.unwrap().success(), "signal {name}");
+    }
+
+    fn stop(&mut self) {
+        self.signal("TERM");
+        // A frozen server would not see its end.
+        self.signal("CONT");
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none()) {
+            assert!(Instant::now() < deadline, "{} does not end", self.program.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.child = None;
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn find(name: &str, variable: &str) -> PathBuf {
+    let named = env::var_os(variable).map(PathBuf::from);
+    let in_path = env::var_os("PATH").unwrap_or_default();
+    let installed = env::split_paths(&in_path).map(|directory| directory.join(name));
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .filter(|directory| directory.join("Cargo.lock").exists())
+        .last();
+    let fetched = repository
+        .and_then(|directory| fs::read_dir(directory.join(".servers")).ok())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join(name)));
+    let found = match named {
+        // Who names a program does not want another one.
+        Some(path) => Some(path).filter(|path| path.is_file()),
+        None => installed.chain(fetched).find(|path| path.is_file()),
+    };
+    found.unwrap_or_else(|| {
+        eprintln!("\n*** {name} IS MISSING: THIS TEST NEEDS THE REAL SERVER ***\n");
+        panic!("no {name}: set {variable}, or put it in PATH or <repository>/.servers/<version>/")
+    })
+}

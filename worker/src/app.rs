@@ -1,0 +1,234 @@
+//! The builder of an application: what it answers, what it shares, what it does at its start and its end.
+//!
+//! Mistakes of registration (two handlers of one route, a state that nobody gave) are collected and reported
+//! together when the application starts; nothing panics and nothing is silently replaced.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::route::Route;
+
+use crate::admission::Limits;
+use crate::call::Environment;
+use crate::error::{Error, Result};
+use crate::groups::MemoryGroups;
+use crate::handler::{AnyHandler, Handler, Kind};
+use crate::hooks::Hooks;
+use crate::link::Link;
+use crate::routes::{Entry, Routes};
+use crate::servers::Servers;
+use crate::service::Service;
+use crate::state::States;
+
+/// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a component",
+    note = "put `#[handlers(\"name\")]` on its `impl` block"
+)]
+pub trait Component: Sized {
+    /// Adds the handlers to the application.
+    fn register(self, app: App) -> App;
+}
+
+/// What an embedded application sees of the cluster around it.
+pub struct ClusterView {
+    /// The id of this process, the sender of its calls.
+    pub server_id: String,
+    /// The servers it can name: its gateways, above all.
+    pub servers: Arc<dyn Servers>,
+    /// How long a call may take that says nothing else, and a request whose caller does not say.
+    pub request_timeout: Duration,
+}
+
+/// An application under construction.
+///
+/// ```
+/// use worker::prelude::*;
+///
+/// #[derive(Deserialize)]
+/// struct Hello { name: String }
+///
+/// async fn greet(session: Session, hello: Hello) -> Result<String> {
+///     Ok(format!("{} is session {}", hello.name, session.id()))
+/// }
+///
+/// let app = App::new("room").on("hall.greet", greet);
+/// ```
+pub struct App {
+    server_type: String,
+    pub(crate) limits: Limits,
+    states: States,
+    routes: Routes,
+    concurrent: BTreeSet<String>,
+    hooks: Hooks,
+    mistakes: Vec<String>,
+}
+
+impl App {
+    /// An application of servers of this type, the first part of its routes.
+    pub fn new(server_type: impl Into<String>) -> Self {
+        Self {
+            server_type: server_type.into(),
+            limits: Limits::default(),
+            states: States::default(),
+            routes: Routes::default(),
+            concurrent: BTreeSet::new(),
+            hooks: Hooks::default(),
+            mistakes: Vec::new(),
+        }
+    }
+
+    /// The server type.
+    pub fn server_type(&self) -> &str {
+        &self.server_type
+    }
+
+    /// Another server type than the one given to [`App::new`], for operators who rename it.
+    pub fn with_server_type(mut self, server_type: impl Into<String>) -> Self {
+        self.server_type = server_type.into();
+        self
+    }
+
+    /// Shares a value with all handlers, by its type; see [`State`](crate::State).
+    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        if !self.states.insert(value) {
+            let name = std::any::type_name::<T>();
+            self.mistakes.push(format!("two states of type {name}"));
+        }
+        self
+    }
+
+    /// Answers the client messages of `service.method`.
+    ///
+    /// What the handler returns decides how clients send: `Result<T>` is a request, nothing or `Result<()>` a notify.
+    pub fn on<Marker: 'static>(mut self, route: &str, handler: impl Handler<Marker>) -> Self {
+        self.check_route(route);
+        let entry = Entry { handler: AnyHandler::new(handler), is_concurrent: false };
+        if self.routes.handlers.insert(route.to_owned(), entry).is_some() {
+            self.mistakes.push(format!("two handlers of {route}"));
+        }
+        self
+    }
+
+    /// Answers the calls of other servers to `service.method`. Arguments and results are protobuf
+    /// ([`Pb`](crate::Pb)) between servers; clients cannot reach it.
+    pub fn remote<Marker: 'static>(mut self, route: &str, remote: impl Handler<Marker>) -> Self {
+        self.check_route(route);
+        if self.routes.remotes.insert(route.to_owned(), AnyHandler::new(remote)).is_some() {
+            self.mistakes.push(format!("two remotes of {route}"));
+        }
+        self
+    }
+
+    /// Adds all handlers of a component.
+    pub fn component(self, component: impl Component) -> Self {
+        component.register(self)
+    }
+
+    /// Lets messages of one session run at the same time on this route, and overtake others.
+    pub fn concurrent(mut self, route: &str) -> Self {
+        self.concurrent.insert(route.to_owned());
+        self
+    }
+
+    /// Runs before the first request. A failure ends the start.
+    pub fn on_start<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
+        self.hooks.on_start.push(AnyHandler::new(hook));
+        self
+    }
+
+    /// Runs when the end begins, while requests are still served. The last one given runs first.
+    pub fn before_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
+        self.hooks.before_shutdown.insert(0, AnyHandler::new(hook));
+        self
+    }
+
+    /// Runs after the last request. The last one given runs first.
+    pub fn on_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
+        self.hooks.on_shutdown.insert(0, AnyHandler::new(hook));
+        self
+    }
+
+    /// Answers client messages of routes that nobody handles, instead of `PIT-404`.
+    pub fn fallback<Marker: 'static>(mut self, handler: impl Handler<Marker>) -> Self {
+        self.routes.fallback = Some(AnyHandler::new(handler));
+        self
+    }
+
+    /// Rewrites each error before it is answered, the framework's own among them.
+    pub fn map_error(mut self, map: impl Fn(Error) -> Error + Send + Sync + 'static) -> Self {
+        self.routes.map_error = Some(Arc::new(map));
+        self
+    }
+
+    /// Other limits than the default ones.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
+    /// gateways with handlers of their own.
+    ///
+    /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
+    /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
+    pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
+        let service = self.checked()?.build(link, view);
+        service.start().await?;
+        Ok(service)
+    }
+
+    /// The service of a checked application, without its start hooks having run.
+    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+        let environment = Environment {
+            server_id: view.server_id,
+            server_type: self.server_type,
+            states: self.states,
+            link,
+            servers: view.servers,
+            groups: MemoryGroups::default(),
+            request_timeout: view.request_timeout,
+        };
+        let runtime = tokio::runtime::Handle::current();
+        Service::new(environment, self.routes, self.hooks, self.limits, runtime)
+    }
+
+    fn check_route(&mut self, route: &str) {
+        if !Route::parse(route).is_ok_and(|parsed| parsed.server_type.is_none()) {
+            self.mistakes.push(format!("{route:?} is not service.method"));
+        }
+    }
+
+    /// Fails with all mistakes of registration; part of them can be known only once everything was given.
+    pub(crate) fn checked(mut self) -> Result<Self> {
+        for route in &self.concurrent {
+            match self.routes.handlers.get_mut(route) {
+                Some(entry) => entry.is_concurrent = true,
+                None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
+            }
+        }
+        let hooks = &self.hooks;
+        let hooks = [&hooks.on_start, &hooks.before_shutdown, &hooks.on_shutdown];
+        for hook in hooks.into_iter().flatten() {
+            if hook.kind == Kind::Request {
+                self.mistakes.push("a hook returns a value; return Result<()> or nothing".into());
+            }
+            self.mistakes
+                .extend(hook.missing(&self.states).map(|missing| format!("hook: {missing}")));
+        }
+        let handlers = self.routes.handlers.iter().map(|(route, entry)| (route, &entry.handler));
+        let mut missing: Vec<String> = handlers
+            .chain(&self.routes.remotes)
+            .filter_map(|(route, handler)| {
+                Some(format!("{route}: {}", handler.missing(&self.states)?))
+            })
+            .collect();
+        missing.sort();
+        self.mistakes.append(&mut missing);
+        if self.mistakes.is_empty() {
+            return Ok(self);
+        }
+        Err(Error::unknown(self.mistakes.join("; ")))
+    }
+}

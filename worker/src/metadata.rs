@@ -1,0 +1,104 @@
+//! The JSON object that travels with a request through all servers (cluster protocol 6).
+//!
+//! It is read leniently: only what Pitaya refuses is refused. A call to another server gets a copy with the caller's
+//! own entries; the received one is never changed, so parallel calls of one handler cannot disturb each other.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value};
+use shared::error::code;
+use shared::go::go_duration;
+
+use crate::error::{Error, Result};
+
+/// Longer timeouts count as this; nothing that a player waits for takes a day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Reads the object. Fails with `PIT-500`, as Pitaya does.
+pub(crate) fn decode(metadata: &[u8]) -> Result<Map<String, Value>> {
+    if metadata.is_empty() {
+        return Err(Error::new(code::INTERNAL, "no context found"));
+    }
+    serde_json::from_slice(metadata).map_err(|e| Error::new(code::INTERNAL, e.to_string()))
+}
+
+/// How long the caller waits, counted from arrival. None when it did not say; zero when it gave up before sending.
+pub(crate) fn request_timeout(metadata: &[u8]) -> Result<Option<Duration>> {
+    let map = decode(metadata)?;
+    let Some(Value::String(text)) = map.get("reqTimeout") else { return Ok(None) };
+    if let Some(negative) = text.strip_prefix('-')
+        && go_duration::parse(negative).is_ok()
+    {
+        return Ok(Some(Duration::ZERO));
+    }
+    match go_duration::parse(text) {
+        // Zero is a race in Pitaya and means nothing; a server that sends it gets the default.
+        Ok(Duration::ZERO) => Ok(None),
+        Ok(timeout) => Ok(Some(timeout.min(TIMEOUT_MAX))),
+        Err(_) => Err(Error::new(
+            code::INTERNAL,
+            format!("time: invalid duration {}", Value::from(&**text)),
+        )),
+    }
+}
+
+/// The entries that the calling server writes itself.
+pub(crate) struct Caller<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) server_type: &'a str,
+    pub(crate) timeout: Duration,
+}
+
+/// The metadata of a call made while serving a request with `received` metadata (which may be empty or unreadable).
+pub(crate) fn encode_nested(received: &[u8], caller: &Caller<'_>) -> Vec<u8> {
+    let mut map = decode(received).unwrap_or_default();
+    map.insert("peer.id".into(), caller.id.into());
+    map.insert("peer.service".into(), caller.server_type.into());
+    let timeout = caller.timeout.max(Duration::from_millis(1));
+    map.insert("reqTimeout".into(), go_duration::format(timeout).into());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    map.insert("req-start-time".into(), (now.as_nanos() as u64).into());
+    if !map.get("request.id").is_some_and(Value::is_string) {
+        let id: String = std::iter::repeat_with(fastrand::alphanumeric).take(22).collect();
+        map.insert("request.id".into(), id.into());
+    }
+    Value::Object(map).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_pitaya_writes_them() {
+        let read = |text: &str| request_timeout(text.as_bytes());
+        assert_eq!(read(r#"{"reqTimeout":"1m30s"}"#).unwrap(), Some(Duration::from_secs(90)));
+        assert_eq!(read("{}").unwrap(), None);
+        assert_eq!(read(r#"{"reqTimeout":5}"#).unwrap(), None);
+        assert_eq!(read(r#"{"reqTimeout":"0"}"#).unwrap(), None);
+        assert_eq!(read(r#"{"reqTimeout":"-1s"}"#).unwrap(), Some(Duration::ZERO));
+        assert_eq!(read(r#"{"reqTimeout":"999999h"}"#).unwrap(), Some(TIMEOUT_MAX));
+    }
+
+    #[test]
+    fn unreadable_metadata_is_an_internal_error() {
+        let error = request_timeout(br#"{"reqTimeout":"abc"}"#).unwrap_err();
+        assert_eq!(error.msg, "time: invalid duration \"abc\"");
+        assert_eq!(request_timeout(b"").unwrap_err().msg, "no context found");
+        for bad in [&b"null"[..], b"[]", b"{", b"\xff"] {
+            assert_eq!(request_timeout(bad).unwrap_err().code, "PIT-500");
+        }
+    }
+
+    #[test]
+    fn a_nested_call_keeps_what_it_does_not_own() {
+        let caller = Caller { id: "me", server_type: "room", timeout: Duration::from_millis(250) };
+        let received = br#"{"peer.id":"you","request.id":"r1","custom":{"a":1},"reqTimeout":"5s"}"#;
+        let map = decode(&encode_nested(received, &caller)).unwrap();
+        assert_eq!(map["peer.id"], "me");
+        assert_eq!(map["request.id"], "r1");
+        assert_eq!(map["reqTimeout"], "250ms");
+        assert_eq!(map["custom"]["a"], 1);
+        assert_eq!(decode(&encode_nested(b"", &caller)).unwrap()["peer.service"], "room");
+    }
+}

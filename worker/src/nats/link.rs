@@ -1,0 +1,214 @@
+//! [`Link`] over async-nats: an outbox that never makes its caller wait, keeps the order, and has a bound in bytes.
+//!
+//! async-nats takes messages through a channel that waits when it is full. A handler's answer must not wait (it is
+//! given in the middle of a session's task) and must not overtake a push, so whatever the channel does not take at
+//! once goes into a queue here, which one task, the pump, empties. As long as the queue is not empty everything goes
+//! through it; otherwise nothing does, and no task is woken.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::client::{PublishErrorKind, RequestErrorKind};
+use async_nats::{Client, Request, Subject};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::task::unconstrained;
+
+use crate::link::{Link, LinkError};
+
+/// What may wait here while NATS is away or slower than we are. Beyond it publishes are refused.
+const OUTBOX_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Up to here [`Link::ready`] says that there is room: less than the bound, because many wake at once.
+const OUTBOX_BYTES_READY: usize = OUTBOX_BYTES_MAX / 2;
+
+/// What a waiting message costs besides its payload: its place in the queue and its subject.
+const MESSAGE_BYTES: usize = 128;
+
+/// The link of a worker in a cluster. Clones share one connection.
+#[derive(Clone)]
+pub struct NatsLink(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    outbox: Mutex<Outbox>,
+    /// The pump has something to do.
+    filled: Notify,
+    /// The outbox has room again.
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Outbox {
+    waiting: VecDeque<(Subject, Bytes)>,
+    bytes: usize,
+    /// The pump holds messages that it took out and the channel does not have yet.
+    is_pumping: bool,
+    refused: u64,
+}
+
+impl NatsLink {
+    /// The link, and its pump, which the caller runs as a task until the link is not needed any more.
+    pub fn new(client: Client) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let outbox = Mutex::default();
+        let inner = Inner { client, outbox, filled: Notify::new(), emptied: Notify::new() };
+        let link = Self(Arc::new(inner));
+        (link.clone(), pump(link.0))
+    }
+
+    /// The largest message that the server takes.
+    pub fn payload_bytes_max(&self) -> usize {
+        self.0.client.max_payload()
+    }
+
+    /// Answers a request. An answer that finds the outbox full is lost, and counted; its caller has given up by then.
+    pub(crate) fn answer(&self, subject: Subject, answer: Bytes) {
+        // The service keeps answers below the server's limit, and there is nobody to tell about the rest.
+        let _ = self.send(subject, answer);
+    }
+
+    /// How many messages were refused because the outbox was full.
+    pub fn refused(&self) -> u64 {
+        self.0.outbox().refused
+    }
+
+    /// Waits until everything that was published is with the NATS server, at most `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let flush = async {
+            loop {
+                let emptied = self.0.emptied.notified();
+                let is_empty = {
+                    let outbox = self.0.outbox();
+                    outbox.waiting.is_empty() && !outbox.is_pumping
+                };
+                if is_empty {
+                    break;
+                }
+                emptied.await;
+            }
+            super::barrier(&self.0.client, limit).await
+        };
+        if !matches!(tokio::time::timeout(limit, flush).await, Ok(Ok(()))) {
+            tracing::warn!("the last messages may not have reached NATS");
+        }
+    }
+
+    fn send(&self, subject: Subject, payload: Bytes) -> Result<(), LinkError> {
+        let mut outbox = self.0.outbox();
+        if outbox.waiting.is_empty() && !outbox.is_pumping {
+            // One poll, outside tokio's budget, which would make the channel look full when it is not.
+            let publish = self.0.client.publish(subject.clone(), payload.clone());
+            if let Some(outcome) = unconstrained(publish).now_or_never() {
+                return outcome.map_err(|error| match error.kind() {
+                    PublishErrorKind::MaxPayloadExceeded => LinkError::TooLarge,
+                    PublishErrorKind::InvalidSubject => LinkError::InvalidSubject,
+                    PublishErrorKind::Send => LinkError::Closed,
+                });
+            }
+        }
+        if payload.len() > self.payload_bytes_max() {
+            return Err(LinkError::TooLarge);
+        }
+        let bytes = payload.len() + MESSAGE_BYTES;
+        if outbox.bytes + bytes > OUTBOX_BYTES_MAX {
+            outbox.refused += 1;
+            return Err(LinkError::Full);
+        }
+        outbox.bytes += bytes;
+        outbox.waiting.push_back((subject, payload));
+        drop(outbox);
+        self.0.filled.notify_one();
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes everything that waits. None when there is nothing, which ends the pump's turn.
+    fn take(&self) -> Option<VecDeque<(Subject, Bytes)>> {
+        let mut outbox = self.outbox();
+        outbox.is_pumping = !outbox.waiting.is_empty();
+        let taken = outbox.is_pumping.then(|| std::mem::take(&mut outbox.waiting));
+        drop(outbox);
+        if taken.is_none() {
+            self.emptied.notify_waiters();
+        }
+        taken
+    }
+
+    fn release(&self, bytes: usize) {
+        let mut outbox = self.outbox();
+        let was_ready = outbox.bytes <= OUTBOX_BYTES_READY;
+        outbox.bytes -= bytes;
+        let is_ready = outbox.bytes <= OUTBOX_BYTES_READY;
+        drop(outbox);
+        if is_ready && !was_ready {
+            self.emptied.notify_waiters();
+        }
+    }
+}
+
+/// Moves waiting messages into async-nats's channel, for ever.
+async fn pump(inner: Arc<Inner>) {
+    loop {
+        while let Some(taken) = inner.take() {
+            for (subject, payload) in taken {
+                let bytes = payload.len() + MESSAGE_BYTES;
+                if inner.client.publish(subject, payload).await.is_err() {
+                    tracing::debug!("a message was refused by the connection");
+                }
+                inner.release(bytes);
+            }
+        }
+        inner.filled.notified().await;
+    }
+}
+
+impl Link for NatsLink {
+    fn request(
+        &self,
+        subject: &str,
+        payload: Vec<u8>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
+        let subject = Subject::from(subject);
+        Box::pin(async move {
+            let request = Request::new().payload(payload.into()).timeout(Some(timeout));
+            // The limit again around it, because waiting for the channel is not part of async-nats's timeout.
+            let answer = self.0.client.send_request(subject, request);
+            let answer = tokio::time::timeout(timeout, answer).await;
+            match answer.map_err(|_| LinkError::Timeout)? {
+                Ok(message) => Ok(message.payload),
+                Err(error) => Err(match error.kind() {
+                    RequestErrorKind::TimedOut => LinkError::Timeout,
+                    RequestErrorKind::NoResponders => LinkError::NoResponders,
+                    RequestErrorKind::MaxPayloadExceeded => LinkError::TooLarge,
+                    RequestErrorKind::InvalidSubject => LinkError::InvalidSubject,
+                    RequestErrorKind::Other => LinkError::Closed,
+                }),
+            }
+        })
+    }
+
+    fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), LinkError> {
+        self.send(Subject::from(subject), payload.into())
+    }
+
+    fn ready(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            loop {
+                let emptied = self.0.emptied.notified();
+                if self.0.outbox().bytes <= OUTBOX_BYTES_READY {
+                    return;
+                }
+                emptied.await;
+            }
+        })
+    }
+}

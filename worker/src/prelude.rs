@@ -1,0 +1,10 @@
+//! What a game's code needs in every file: `use worker::prelude::*;`.
+
+pub use bytes::Bytes;
+pub use serde::{Deserialize, Serialize};
+pub use std::time::Duration;
+
+pub use crate::bail;
+pub use crate::{
+    App, Component, Ctx, Error, Groups, Pb, Push, Result, ResultExt, Session, State, handlers,
+};
