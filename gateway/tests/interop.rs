@@ -8,7 +8,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -26,6 +26,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// More than a Go backend's 25 dispatchers and 30 handlers, so that its queue is used as well.
 const BURST_REQUESTS: usize = 60;
 const PUSHES: u64 = 20;
+/// Near the longest packet that a gateway takes from a client by default.
+const LARGE_BYTES: usize = 60_000;
 
 #[test]
 fn a_go_client_talks_through_the_gateway_to_go_backends_over_tcp_and_websocket() {
@@ -199,14 +201,25 @@ impl Cluster {
     }
 
     fn worker(&self) -> Process {
-        let ready_file = self.scratch.path().join("worker.ready");
-        let _ = fs::remove_file(&ready_file);
+        let admin = free_address();
         let mut command = Command::new(worker_binary());
-        command.args(["--test-routes", "--ready-file"]).arg(&ready_file);
-        let mut process = Process::start("worker", self.configure(&mut command));
-        process.wait_for(|| fs::read_to_string(&ready_file).ok().filter(|id| !id.is_empty()));
+        command.arg("--test-routes");
+        self.configure(&mut command).env("PITAYA_ADMIN_LISTEN", &admin);
+        let mut process = Process::start("worker", &mut command);
+        process.wait_for(|| is_ready(&admin).then_some(()));
         process
     }
+}
+
+/// Whether a server says over HTTP that it is registered and serves.
+fn is_ready(admin: &str) -> bool {
+    let Ok(mut stream) = TcpStream::connect(admin) else { return false };
+    let asked =
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    asked.is_ok()
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.starts_with("HTTP/1.1 200 ")
 }
 
 struct Gateway {
@@ -332,7 +345,7 @@ impl GoClient {
         let route = |method: &str| format!("{room}.test.{method}");
         let text = json!({ "text": "zażółć <&> \u{2028}", "list": [1, 2.5, null] });
         assert_eq!(self.answer(&route("echo"), &text), text);
-        let large = json!({ "filler": "x".repeat(100_000) });
+        let large = json!({ "filler": "x".repeat(LARGE_BYTES) });
         assert_eq!(self.answer(&route("echo"), &large), large);
 
         self.fails(&route("nothing"), &json!({}), "PIT-404");
