@@ -11,11 +11,10 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::admin;
+use crate::admin::{Admin, AdminError, AdminSources, Readiness};
 use crate::bus::BusKind;
 use crate::bus::local::LocalBus;
 use crate::control::plan::Plan;
-use crate::control::status::Status;
 use crate::control::{Command, Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::driver::DriverError;
@@ -67,6 +66,9 @@ pub enum StartError {
         /// What the kernel said.
         source: DriverError,
     },
+    /// The port for administrators.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Cluster or application.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -205,37 +207,44 @@ impl Starting {
             .thread_name("control")
             .enable_all()
             .build()?;
-        let status = Arc::new(Status::new(plan.reactors, local.is_some()));
+        let readiness = Arc::new(match &local {
+            Some(_) => Readiness::standalone(),
+            None => Readiness::cluster(plan.reactors),
+        });
+        let sources = AdminSources {
+            metrics: Arc::new({
+                let meters = meters.clone();
+                move || meters.render()
+            }),
+            readiness: readiness.clone(),
+        };
+        let parts = local.zip(application).map(|(bus, application)| LocalParts { bus, application });
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
-                let admin = admin::start(&plan, status.clone(), meters).await;
-                let parts = local.zip(application).map(|(bus, application)| LocalParts { bus, application });
+                let addresses = plan.admin.clone();
                 let mut control =
-                    Control::new(plan, mailboxes.clone(), reports, receive_commands, status.clone());
-                let joined = match admin {
-                    Ok(_) => control.join(parts).await.map_err(StartError::from),
-                    Err(_) => Ok(()),
+                    Control::new(plan, mailboxes.clone(), reports, receive_commands, readiness.clone(), meters);
+                let outcome = async {
+                    let admin = Admin::start(&addresses, sources).await?;
+                    control.join(parts).await?;
+                    Ok::<_, StartError>(admin)
                 };
-                let outcome = match (admin, joined) {
-                    (Ok(admin), Ok(())) => Ok(admin),
-                    (Err(error), _) | (_, Err(error)) => Err(error),
-                };
-                if outcome.is_ok() {
-                    for (mailbox, listeners) in mailboxes.iter().zip(listeners) {
-                        post(mailbox, Mail::Listen(listeners)).await;
+                match outcome.await {
+                    Ok(admin) => {
+                        for (mailbox, listeners) in mailboxes.iter().zip(listeners) {
+                            post(mailbox, Mail::Listen(listeners)).await;
+                        }
+                        readiness.set_listeners(true);
+                        if started.send(Ok(admin.addresses().to_vec())).is_ok() {
+                            control.run().await;
+                        }
+                        admin.shutdown().await;
                     }
-                    status.set_listening(true);
-                }
-                // The admin interface lives as long as this task.
-                let (_admin, answer) = match outcome {
-                    Ok(admin) => (Some(admin.serving), Ok(admin.addresses)),
-                    Err(error) => (None, Err(error)),
-                };
-                let is_serving = answer.is_ok();
-                if started.send(answer).is_ok() && is_serving {
-                    control.run().await;
-                } else {
-                    control.abandon().await;
+                    Err(error) => {
+                        // Whoever starts us waits for this answer.
+                        let _ = started.send(Err(error));
+                        control.abandon().await;
+                    }
                 }
             });
         })?;

@@ -15,6 +15,7 @@ impl MetricsPlan {
 }
 
 /// All cores.
+#[derive(Clone)]
 pub struct Meters {}
 
 impl Meters {
@@ -22,7 +23,9 @@ impl Meters {
         (Self {}, (0..reactors).map(|_| Meter::default()).collect())
     }
 
-    pub fn render(&self, _servers: &[(String, usize)]) -> String {
+    pub fn set_servers(&self, _table: &shared::server::ServerTable) {}
+
+    pub fn render(&self) -> String {
         String::new()
     }
 }

@@ -385,8 +385,11 @@ async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
     relay.freeze();
+    let frozen_at = Instant::now();
     put_by_hand(&etcd, "r1", "room");
     table(&watcher, "the missed server", |table| table.by_id("r1").is_some()).await;
+    // Before the pings of the connection notice anything.
+    assert!(frozen_at.elapsed() < Duration::from_secs(6), "{:?}", frozen_at.elapsed());
     eventually("the state", || watcher.is_connected() && watcher.is_registered()).await;
 }
 
@@ -426,6 +429,50 @@ async fn a_password_is_used_and_a_forgotten_token_is_asked_for_again() {
     }
     within(PATIENCE, "leaving", other.leave()).await;
     table(&room, "the removal", |table| table.by_id("r4").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_became_invalid_is_replaced_without_a_gap() {
+    let mut etcd = Etcd::start();
+    etcd.require_password("pitaya", "secret", "pitaya/");
+    let room = with_password(&etcd, "r1", "secret");
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.change_password("pitaya", "secret");
+    etcd.delete(&key("room", "r1"));
+    eventually("the key", || lease_of(&etcd, "room", "r1") == lease).await;
+    assert!(room.is_connected() && room.is_registered());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn authentication_may_be_switched_on_while_the_server_runs() {
+    let mut etcd = Etcd::start();
+    let room = with_password(&etcd, "r1", "secret");
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.require_password("pitaya", "secret", "pitaya/");
+    etcd.delete(&key("room", "r1"));
+    eventually("the key", || lease_of(&etcd, "room", "r1") == lease).await;
+    within(PATIENCE, "leaving", room.leave()).await;
+    assert!(etcd.key(&key("room", "r1")).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_etcd_costs_no_registration() {
+    let etcd = Etcd::start();
+    let mut options = options(&etcd.endpoint());
+    options.sync_interval = Duration::from_millis(300);
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.run_out_of_space();
+    // Longer than the lease lasts without being renewed; with doubts about the key in between.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    etcd.delete(&key("room", "r1"));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    etcd.end_alarm();
+    eventually("the key on the old lease", || lease_of(&etcd, "room", "r1") == lease).await;
+    assert!(room.is_registered());
 }
 
 fn with_password(etcd: &Etcd, id: &str, password: &str) -> Discovery {
