@@ -106,7 +106,7 @@ pub(crate) fn check_source(source: &Source, hot_names: &[&str], findings: &mut V
         }
         let foreign = layer.map_or(&[][..], |layer| layer.foreign);
         for name in
-            foreign.iter().filter(|name| !has_module(source, name) && uses_crate(text, name))
+            foreign.iter().filter(|name| uses_crate(text, name) && !has_module(source, name))
         {
             report(format!("uses the crate `{name}`, which is above this one"));
         }

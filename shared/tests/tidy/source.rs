@@ -30,11 +30,12 @@ impl Source {
         let masked = mask(content);
         let to_lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         let code = to_lines(&masked);
+        let starts = LineStarts::new(&masked);
         Source {
             path: path.to_owned(),
             lines: to_lines(content),
-            in_tests: test_lines(&masked, code.len()),
-            functions: functions(&masked),
+            in_tests: test_lines(&masked, &starts, code.len()),
+            functions: functions(&masked, &starts),
             code,
         }
     }
@@ -52,12 +53,12 @@ impl Source {
         })
     }
 
-    /// Code lines outside tests, each with its number counted from 0.
+    /// Lines with code outside tests, each with its number counted from 0.
     pub(crate) fn shipped_code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.code
             .iter()
             .enumerate()
-            .filter(|(line, _)| !self.is_test_line(*line))
+            .filter(|(line, text)| !text.trim_start().is_empty() && !self.is_test_line(*line))
             .map(|(line, text)| (line, text.as_str()))
     }
 }
@@ -167,7 +168,7 @@ fn character(rest: &[char]) -> Option<usize> {
 }
 
 /// Marks the lines of items under an attribute like `#[cfg(test)]`.
-fn test_lines(masked: &str, lines: usize) -> Vec<bool> {
+fn test_lines(masked: &str, starts: &LineStarts, lines: usize) -> Vec<bool> {
     let mut marks = vec![false; lines];
     for (start, _) in masked.match_indices("#[cfg(") {
         let attribute_end = masked[start..].find(']').map_or(masked.len(), |end| start + end);
@@ -176,7 +177,7 @@ fn test_lines(masked: &str, lines: usize) -> Vec<bool> {
             continue;
         }
         let end = item_end(masked, attribute_end);
-        let (first, last) = (line_of(masked, start), line_of(masked, end));
+        let (first, last) = (starts.line_of(start), starts.line_of(end));
         for mark in marks.iter_mut().take(last + 1).skip(first) {
             *mark = true;
         }
@@ -222,11 +223,22 @@ fn closing_brace(masked: &str, open: usize) -> usize {
     masked.len()
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    text[..at.min(text.len())].matches('\n').count()
+/// Where each line begins, so that positions become line numbers without counting from the start each time.
+struct LineStarts(Vec<usize>);
+
+impl LineStarts {
+    fn new(text: &str) -> LineStarts {
+        let after_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        LineStarts(std::iter::once(0).chain(after_ends.map(|(at, _)| at + 1)).collect())
+    }
+
+    /// The line, counted from 0, that the position is in.
+    fn line_of(&self, at: usize) -> usize {
+        self.0.partition_point(|start| *start <= at) - 1
+    }
 }
 
-fn functions(masked: &str) -> Vec<Function> {
+fn functions(masked: &str, starts: &LineStarts) -> Vec<Function> {
     let mut found = Vec::new();
     for (start, _) in masked.match_indices("fn ") {
         let follows_name =
@@ -239,8 +251,8 @@ fn functions(masked: &str) -> Vec<Function> {
         if let Some(open) = body_start(masked, start) {
             found.push(Function {
                 name,
-                first_line: line_of(masked, start),
-                last_line: line_of(masked, closing_brace(masked, open)),
+                first_line: starts.line_of(start),
+                last_line: starts.line_of(closing_brace(masked, open)),
             });
         }
     }
