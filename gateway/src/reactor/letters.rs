@@ -8,11 +8,18 @@ use crate::connections::Occupant;
 use crate::deliver;
 use crate::mailbox::Mail;
 
+/// Letters handled in one turn at most.
+const LETTERS_PER_TURN: usize = 256;
+
 impl Reactor {
+    /// Handles letters, and leaves the rest to the next turn when there are many, so that sockets do not wait.
     pub(super) fn handle_letters(&mut self) {
-        while let Some(mail) = self.mailbox.take() {
+        self.has_letters = false;
+        for _ in 0..LETTERS_PER_TURN {
+            let Some(mail) = self.mailbox.take() else { return };
             self.handle_letter(mail);
         }
+        self.has_letters = true;
     }
 
     pub(super) fn handle_letter(&mut self, mail: Mail) {

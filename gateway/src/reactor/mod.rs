@@ -112,6 +112,8 @@ pub struct Reactor {
     core: Core,
     codec: Codec,
     mailbox: Arc<Mailbox>,
+    /// Whether letters were left over from the last turn.
+    has_letters: bool,
     reports: mpsc::Sender<Report>,
     next_tick_ms: u64,
     ticks: usize,
@@ -204,6 +206,7 @@ impl Reactor {
             core,
             codec: Codec::new(),
             mailbox,
+            has_letters: false,
             reports: setup.reports,
             next_tick_ms: now.ms,
             ticks: 0,
@@ -226,7 +229,10 @@ impl Reactor {
     }
 
     fn turn(&mut self) {
-        let left_ms = self.next_tick_ms.saturating_sub(self.core.now_ms);
+        let left_ms = match self.has_letters {
+            true => 0,
+            false => self.next_tick_ms.saturating_sub(self.core.now_ms),
+        };
         if let Err(error) = self.driver.wait(Some(Duration::from_millis(left_ms))) {
             tracing::error!(reactor = self.core.reactor, %error, "the driver cannot wait; the reactor ends");
             self.stage = Stage::Stopped;
@@ -238,6 +244,9 @@ impl Reactor {
         self.core.unix_ns = now.unix_ns;
         while let Some(event) = self.driver.next() {
             self.handle_event(event);
+        }
+        if self.has_letters {
+            self.handle_letters();
         }
         if self.core.now_ms >= self.next_tick_ms {
             self.next_tick_ms = self.core.now_ms + ticks::TICK_MS;
