@@ -86,7 +86,12 @@ fn failure(code: &str, text: &str) -> Vec<u8> {
 }
 
 /// Serves a call to a session of this reactor.
-pub fn serve(connection: &mut Connection, message: &MsgView<'_>, reply: ReplyTo, turn: &mut Turn<'_>) {
+pub fn serve(
+    connection: &mut Connection,
+    message: &MsgView<'_>,
+    reply: ReplyTo,
+    turn: &mut Turn<'_>,
+) {
     match message.route {
         "sys.bindsession" => match SessionView::decode(message.data) {
             Ok(session) => bind(connection, session.uid, reply, turn),
@@ -105,11 +110,9 @@ pub fn serve(connection: &mut Connection, message: &MsgView<'_>, reply: ReplyTo,
 const KICK_ANSWER: &[u8] = b"\x0a\x02\x08\x01";
 
 fn push_session(connection: &mut Connection, data: &[u8], reply: ReplyTo, turn: &mut Turn<'_>) {
-    let outcome = SessionView::decode(data)
-        .map_err(|error| error.to_string())
-        .and_then(|view| {
-            connection.client.session.replace_data(view.data).map_err(|error| error.to_string())
-        });
+    let outcome = SessionView::decode(data).map_err(|error| error.to_string()).and_then(|view| {
+        connection.client.session.replace_data(view.data).map_err(|error| error.to_string())
+    });
     match outcome {
         Ok(()) => turn.bus.reply(reply, wire::RESPONSE_NESTED_ACK),
         Err(text) => turn.bus.reply(reply, &failure(code::UNKNOWN, &text)),
@@ -120,6 +123,7 @@ fn push_session(connection: &mut Connection, data: &[u8], reply: ReplyTo, turn: 
 pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, core: &mut Core) {
     let outcome = connection.client.put_packet(&shared::packet::KICK, &mut core.put(rules));
     core.settle(connection.token, &mut connection.client, outcome);
+    connection.client.mark_ending();
     core.ending.push((connection.token, reason));
 }
 
@@ -128,7 +132,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
     let refusal = match client.binding {
-        _ if client.closing().is_some() => Some(SESSION_NOT_FOUND),
+        _ if client.is_ending() => Some(SESSION_NOT_FOUND),
         _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
         Binding::None => None,
         Binding::Proving { .. } | Binding::Bound { .. } => Some(ALREADY_BOUND),
@@ -187,7 +191,9 @@ pub fn unbind(connection: &mut Connection, bus: &mut BusState, directory: &Direc
     let (uid, subscription) = match binding {
         Binding::None => (String::new(), 0),
         Binding::Proving { uid, subscription } => (uid, subscription),
-        Binding::Bound { subscription } => (connection.client.session.uid().to_owned(), subscription),
+        Binding::Bound { subscription } => {
+            (connection.client.session.uid().to_owned(), subscription)
+        }
     };
     directory.remove(session, &uid);
     if let Carrier::Nats(lines) = &mut bus.carrier

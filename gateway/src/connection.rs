@@ -11,6 +11,7 @@ use shared::close::CloseReason;
 use shared::dictionary::Dictionary;
 use shared::error::Error;
 use shared::message::{self, Head, MessageError, MessageType};
+use shared::metrics::RouteLabel;
 use shared::packet::{self, PacketType};
 use shared::session::Session;
 use shared::websocket::frame;
@@ -60,7 +61,7 @@ pub struct Client {
     /// The bind that is being proven, and the subscriptions of a bound uid.
     pub binding: Binding,
     /// Label of the last route that was forwarded or pushed, for the log line at the end.
-    pub last_route: u16,
+    pub last_route: RouteLabel,
     /// Number of the bus on the reactor that this client's messages use.
     pub bus: usize,
     /// Set while the connection is being moved: what was left of a send that was cut.
@@ -68,6 +69,8 @@ pub struct Client {
     /// Whether the reactor has this connection on its list of outboxes to flush.
     pub is_dirty: bool,
     closing: Option<Closing>,
+    /// Set from the moment that an end is asked for: nothing more is taken in or appended.
+    is_ending: bool,
     /// Whether the client's FIN has come.
     is_peer_done: bool,
 }
@@ -170,7 +173,7 @@ impl Client {
         let dictionary: &Dictionary = &context.rules.dictionary;
         let body_bytes = message::head_bytes(head, dictionary) + payload.len();
         let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
-        if self.closing.is_some() {
+        if self.is_ending {
             return Ok(());
         }
         if !self.outbox.has_room(framed_bytes, context.rules.outbox_bytes_max) {
@@ -181,7 +184,8 @@ impl Client {
         let framed = wire::frame_packet(self.is_web_socket, PacketType::Data, body_bytes, out)
             .map_err(|_| CloseReason::Internal)
             .and_then(|()| {
-                message::encode_head(head, dictionary, out).map_err(|_: MessageError| CloseReason::Internal)
+                message::encode_head(head, dictionary, out)
+                    .map_err(|_: MessageError| CloseReason::Internal)
             });
         match framed {
             Ok(()) => out.extend_from_slice(payload),
@@ -198,10 +202,11 @@ impl Client {
     ///
     /// Errors: why the connection is to be closed instead.
     pub fn put_packet(&mut self, packet: &[u8], context: &mut Put<'_>) -> Result<(), CloseReason> {
-        if self.closing.is_some() {
+        if self.is_ending {
             return Ok(());
         }
-        let framed_bytes = wire::framed_bytes(self.is_web_socket, packet.len() - packet::HEADER_BYTES);
+        let framed_bytes =
+            wire::framed_bytes(self.is_web_socket, packet.len() - packet::HEADER_BYTES);
         if !self.outbox.has_room(framed_bytes, context.rules.outbox_bytes_max) {
             return Err(CloseReason::OutboxLimit);
         }
@@ -224,6 +229,16 @@ impl Client {
         Ok(())
     }
 
+    /// Whether an end was asked for. The reactor begins it at the turn's end.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
+    }
+
+    /// Asks for the end: whatever was appended before is still sent, nothing is after it.
+    pub fn mark_ending(&mut self) {
+        self.is_ending = true;
+    }
+
     /// Why and how this connection ends, once it does.
     pub fn closing(&self) -> Option<Closing> {
         self.closing
@@ -243,7 +258,12 @@ impl Client {
             let out = self.outbox.prepare(context.pool);
             frame::close_frame(reason.web_socket_code(), out);
         }
-        let deadline_ms = if is_hopeless { context.now_ms } else { context.now_ms + context.rules.write_timeout_ms };
+        let deadline_ms = if is_hopeless {
+            context.now_ms
+        } else {
+            context.now_ms + context.rules.write_timeout_ms
+        };
+        self.is_ending = true;
         self.closing = Some(Closing { reason, is_lingering: false, deadline_ms });
         true
     }
@@ -275,13 +295,21 @@ impl Client {
 
     /// Takes up an end that began on another reactor.
     pub fn resume_close(&mut self, closing: Option<Closing>) {
+        self.is_ending = closing.is_some();
         self.closing = closing;
     }
 }
 
 impl Connection {
     /// A client that has just connected.
-    pub fn new(token: Token, wire: Wire, session: Session, origin: &Origin, rules: &AgentRules, now_ms: u64) -> Self {
+    pub fn new(
+        token: Token,
+        wire: Wire,
+        session: Session,
+        origin: &Origin,
+        rules: &AgentRules,
+        now_ms: u64,
+    ) -> Self {
         let peer = origin.peer;
         let client = Client {
             agent: Agent::new(rules, now_ms),
@@ -290,11 +318,12 @@ impl Connection {
             is_web_socket: false,
             in_flight: 0,
             binding: Binding::None,
-            last_route: 0,
+            last_route: RouteLabel::OTHER,
             bus: origin.bus,
             freezing: None,
             is_dirty: false,
             closing: None,
+            is_ending: false,
             is_peer_done: false,
         };
         Self { token, peer, wire, client }

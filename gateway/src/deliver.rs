@@ -8,6 +8,7 @@ use proto::Message;
 use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
 use shared::close::CloseReason;
 use shared::error::{Error, code};
+use shared::metrics::{CoreCounter, FailReason};
 use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
@@ -18,7 +19,8 @@ use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
-use crate::forward::{self, NO_RESPONDERS, Outgoing};
+use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
+use crate::rules::Rules;
 use crate::turn::Turn;
 
 const STATUS_NO_RESPONDERS: u16 = 503;
@@ -29,7 +31,7 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
         Some(Subject::Inbox) => {
             let Carrier::Nats(lines) = &turn.bus.carrier else { return };
             let Some(token) = lines.token_of(message.subject) else {
-                turn.core.meter.stray();
+                turn.core.meter.count(CoreCounter::LateAnswers);
                 return;
             };
             let is_undelivered =
@@ -43,7 +45,7 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
             turn.core.calls.push((request, reply_to(message)));
         }
         Some(Subject::Bindings) => handle_binding(message.payload, turn),
-        None => turn.core.meter.stray(),
+        None => turn.core.meter.count(CoreCounter::LateAnswers),
     }
 }
 
@@ -62,7 +64,7 @@ pub fn handle_answer(
     let (pending, request) = match turn.bus.pending.answer(token) {
         Answered::Request(pending, request) => (pending, request),
         Answered::Late | Answered::Unknown => {
-            turn.core.meter.stray();
+            turn.core.meter.count(CoreCounter::LateAnswers);
             return;
         }
     };
@@ -89,9 +91,10 @@ fn retry_or_fail(
     connections: &mut Connections,
     turn: &mut Turn<'_>,
 ) {
-    if let Err(pending) = forward::retry(pending, server_type, request, turn.bus, turn.core.now_ms) {
+    if let Err(pending) = forward::retry(pending, server_type, request, turn.bus, turn.core.now_ms)
+    {
         let error = Error::new(code::UNKNOWN, NO_RESPONDERS);
-        fail(&pending, &error, connections, turn);
+        fail(&pending, FailReason::NoResponders, &error, connections, turn);
     }
 }
 
@@ -110,7 +113,7 @@ pub fn send_waiting(
         Choice::Busy => return turn.bus.targets.wait_again(server_type, waiting),
         Choice::NoServers => {
             let error = Error::new(code::INTERNAL, forward::NO_SERVERS);
-            return fail_waiting(&waiting, &error, connections, turn);
+            return fail_waiting(&waiting, FailReason::NoServer, &error, connections, turn);
         }
     };
     let request = Outgoing {
@@ -125,27 +128,31 @@ pub fn send_waiting(
     };
     // Counted when it began to wait, and counted again as it is sent.
     client.in_flight = client.in_flight.saturating_sub(u32::from(!waiting.is_notify));
-    if let Err(error) = forward::send(&request, target, client, turn.rules, turn.bus, turn.core) {
+    let sent = forward::send(&request, target, client, turn.rules, turn.bus, turn.core);
+    if let Err(Refusal { reason, error }) = sent {
         client.in_flight += u32::from(!waiting.is_notify);
-        fail_waiting(&waiting, &error, connections, turn);
+        fail_waiting(&waiting, reason, &error, connections, turn);
     }
 }
 
 /// Tells the client that its request failed before it was sent.
 pub fn fail_waiting(
     waiting: &Waiting,
+    reason: FailReason,
     error: &Error,
     connections: &mut Connections,
     turn: &mut Turn<'_>,
 ) {
     let Turn { rules, core, .. } = turn;
-    let route = core.meter.route(&waiting.route);
-    core.meter.failed(route, core.now_us.saturating_sub(waiting.arrived_us), &error.code);
-    let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
-    let client = &mut connection.client;
     if waiting.is_notify {
         return;
     }
+    let route = core.meter.route(&waiting.route);
+    let us = core.now_us.saturating_sub(waiting.arrived_us);
+    let connection = connections.find(waiting.connection, waiting.session);
+    core.meter.failed(route, us, reason, &error.code, connection.is_some());
+    let Some(connection) = connection else { return };
+    let client = &mut connection.client;
     client.in_flight = client.in_flight.saturating_sub(1);
     let outcome = client.put_error(waiting.message_id, error, &mut core.put(rules));
     core.settle(waiting.connection, client, outcome);
@@ -156,17 +163,20 @@ fn finish(pending: Pending, payload: &[u8], connections: &mut Connections, turn:
         Ok(response) => response,
         Err(_) => {
             let error = Error::new(code::INTERNAL, "the server's answer cannot be decoded");
-            fail(&pending, &error, connections, turn);
+            fail(&pending, FailReason::Internal, &error, connections, turn);
             return;
         }
     };
     let Turn { rules, core, codec, .. } = turn;
     let route = match &pending.unlabelled {
-        Some(text) if response.error.is_none() => core.meter.label(text),
+        Some(text) if response.error.is_none() => core.meter.learn(text),
         _ => pending.route,
     };
-    core.meter.answered(route, core.now_us.saturating_sub(pending.arrived_us), &response);
-    let Some(connection) = connections.find(pending.connection, pending.session) else { return };
+    let us = core.now_us.saturating_sub(pending.arrived_us);
+    let error_code = response.error.map_or("", |error| code_of(&error));
+    let connection = connections.find(pending.connection, pending.session);
+    core.meter.answered(route, us, error_code, connection.is_some());
+    let Some(connection) = connection else { return };
     let client = &mut connection.client;
     client.in_flight = client.in_flight.saturating_sub(1);
     let outcome = match &response.error {
@@ -178,7 +188,8 @@ fn finish(pending: Pending, payload: &[u8], connections: &mut Connections, turn:
             let mut body = std::mem::take(&mut core.scratch);
             encode_error(error, rules, &mut body);
             let payload = codec.pack(&body, rules.compression_threshold_bytes);
-            let outcome = client.put_response(pending.message_id, payload, true, &mut core.put(rules));
+            let outcome =
+                client.put_response(pending.message_id, payload, true, &mut core.put(rules));
             core.scratch = body;
             outcome
         }
@@ -186,27 +197,43 @@ fn finish(pending: Pending, payload: &[u8], connections: &mut Connections, turn:
     core.settle(pending.connection, client, outcome);
 }
 
-/// A server's error in the form that clients read; a server that gave no code gave PIT-000 (cluster protocol 7.2).
-fn encode_error(error: &ErrorView<'_>, rules: &crate::rules::Rules, body: &mut Vec<u8>) {
-    let error_code = if error.code.is_empty() { code::UNKNOWN } else { error.code };
+/// A server that gave no code gave PIT-000 (cluster protocol 7.2).
+fn code_of<'a>(error: &ErrorView<'a>) -> &'a str {
+    if error.code.is_empty() { code::UNKNOWN } else { error.code }
+}
+
+fn encode_error(error: &ErrorView<'_>, rules: &Rules, body: &mut Vec<u8>) {
     body.clear();
-    rules.serializer.encode_error(error_code, error.msg, error.metadata(), body);
+    rules.serializer.encode_error(code_of(error), error.msg, error.metadata(), body);
 }
 
 /// Tells the client that its request failed.
-pub fn fail(pending: &Pending, error: &Error, connections: &mut Connections, turn: &mut Turn<'_>) {
+pub fn fail(
+    pending: &Pending,
+    reason: FailReason,
+    error: &Error,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
     let Turn { rules, core, .. } = turn;
-    core.meter.failed(pending.route, core.now_us.saturating_sub(pending.arrived_us), &error.code);
-    let Some(connection) = connections.find(pending.connection, pending.session) else { return };
+    let us = core.now_us.saturating_sub(pending.arrived_us);
+    let connection = connections.find(pending.connection, pending.session);
+    core.meter.failed(pending.route, us, reason, &error.code, connection.is_some());
+    let Some(connection) = connection else { return };
     let client = &mut connection.client;
     client.in_flight = client.in_flight.saturating_sub(1);
     let outcome = client.put_error(pending.message_id, error, &mut core.put(rules));
     core.settle(pending.connection, client, outcome);
 }
 
-fn handle_push(owner: Token, message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+fn handle_push(
+    owner: Token,
+    message: &Msg<'_>,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
     let Ok(push) = PushView::decode(message.payload) else {
-        turn.core.meter.stray();
+        turn.core.meter.count(CoreCounter::LateAnswers);
         return;
     };
     put_push(owner, None, &push, connections, turn);
@@ -228,10 +255,10 @@ pub fn put_push(
         client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
     });
     let Some(connection) = connection else {
-        core.meter.stray();
+        core.meter.count(CoreCounter::LateAnswers);
         return;
     };
-    core.meter.pushed();
+    core.meter.count(CoreCounter::Pushes);
     let client = &mut connection.client;
     client.last_route = core.meter.route(push.route);
     let payload = codec.pack(push.data, rules.compression_threshold_bytes);
@@ -239,9 +266,14 @@ pub fn put_push(
     core.settle(owner, client, outcome);
 }
 
-fn handle_kick(owner: Token, message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+fn handle_kick(
+    owner: Token,
+    message: &Msg<'_>,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
     let Ok(kick) = KickView::decode(message.payload) else {
-        turn.core.meter.stray();
+        turn.core.meter.count(CoreCounter::LateAnswers);
         return;
     };
     let mut is_kicked = false;
@@ -258,7 +290,7 @@ fn handle_kick(owner: Token, message: &Msg<'_>, connections: &mut Connections, t
 /// Another frontend of this type has bound a uid: the session that holds it here, if any, is kicked.
 fn handle_binding(payload: &[u8], turn: &mut Turn<'_>) {
     let Ok(binding) = BindView::decode(payload) else {
-        turn.core.meter.stray();
+        turn.core.meter.count(CoreCounter::LateAnswers);
         return;
     };
     if binding.fid == turn.rules.server_id {

@@ -10,8 +10,9 @@ use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
 use shared::error::{Error, code};
-use shared::metadata::{MetadataFields, encode_metadata};
 use shared::message::{self, Message, MessageType};
+use shared::metadata::{MetadataFields, encode_metadata};
+use shared::metrics::{CoreCounter, DropReason, FailReason, RouteLabel};
 use shared::nats::encoder;
 use shared::packet::Packet;
 use shared::route::Route;
@@ -46,11 +47,12 @@ pub fn handle_packet(
     match client.agent.handle_packet(packet, &rules.agent, turn.core.now_ms)? {
         Verdict::Nothing => Ok(()),
         Verdict::Limited => {
-            turn.core.meter.limited();
+            turn.core.meter.count(CoreCounter::RateLimited);
             Ok(())
         }
         Verdict::Accepted(_) => {
-            let outcome = client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
+            let outcome =
+                client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
             client.outbox.set_boundary();
             turn.core.settle(token, client, Ok(()));
             outcome
@@ -62,7 +64,8 @@ pub fn handle_packet(
             Err(CloseReason::BadHandshake)
         }
         Verdict::Data(body) => {
-            let message = message::decode(body, &rules.dictionary).map_err(|_| CloseReason::BadMessage)?;
+            let message =
+                message::decode(body, &rules.dictionary).map_err(|_| CloseReason::BadMessage)?;
             handle_message(token, client, &message, turn)
         }
     }
@@ -79,11 +82,18 @@ fn handle_message(
         MessageType::Notify => 0,
         // No client sends these; running handlers for them would be a way around the rules for requests.
         MessageType::Response | MessageType::Push => {
-            turn.core.meter.ignored();
             return Ok(());
         }
     };
-    turn.core.meter.received();
+    let is_request = message.kind == MessageType::Request;
+    match (is_request, id) {
+        (false, _) => turn.core.meter.count(CoreCounter::Notifies),
+        (true, 0) => {
+            turn.core.meter.requested();
+            turn.core.meter.dropped(DropReason::NoId);
+        }
+        (true, _) => turn.core.meter.requested(),
+    }
     let Turn { rules, core, codec, bus } = turn;
     let rules: &Rules = rules;
     let payload = if message.is_compressed {
@@ -96,11 +106,13 @@ fn handle_message(
     } else {
         message.payload
     };
-    let asked = Asked { token, id, is_request: message.kind == MessageType::Request, payload };
+    let asked = Asked { token, id, is_request, payload };
     match route_message(client, message.route, &asked, rules, bus, core) {
         Ok(()) => Ok(()),
-        Err(error) => {
-            core.meter.refused(&error.code);
+        Err(Refusal { reason, error }) => {
+            if id > 0 {
+                core.meter.refused(reason, &error.code);
+            }
             let outcome = client.put_error(id, &error, &mut core.put(rules));
             core.settle(token, client, Ok(()));
             outcome
@@ -123,10 +135,13 @@ fn route_message(
     rules: &Rules,
     bus: &mut BusState,
     core: &mut Core,
-) -> Result<(), Error> {
-    let text = std::str::from_utf8(route)
-        .map_err(|_| Error::new(code::BAD_REQUEST, "route is not valid UTF-8"))?;
-    let route = Route::parse(text).map_err(|error| Error::new(code::BAD_REQUEST, error.to_string()))?;
+) -> Result<(), Refusal> {
+    let text = std::str::from_utf8(route).map_err(|_| {
+        Refusal::new(FailReason::BadRoute, code::BAD_REQUEST, "route is not valid UTF-8")
+    })?;
+    let route = Route::parse(text).map_err(|error| {
+        Refusal::new(FailReason::BadRoute, code::BAD_REQUEST, error.to_string())
+    })?;
     let own_type = rules.server_type.as_str();
     let server_type = route.server_type.unwrap_or(own_type);
     let is_own = server_type == own_type;
@@ -140,10 +155,10 @@ fn route_message(
         return Err(not_found(server_type, &route));
     }
     if asked.is_request && client.in_flight >= rules.in_flight_connection_max {
-        return Err(Error::new(code::BUSY, TOO_MANY));
+        return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     }
     if !bus.is_ready() || bus.is_full() {
-        return Err(Error::new(code::BUSY, NOT_CONNECTED));
+        return Err(Refusal::new(FailReason::BusDown, code::BUSY, NOT_CONNECTED));
     }
     let server_type = if target_type.is_empty() { server_type } else { &target_type };
     let full_route;
@@ -166,13 +181,28 @@ fn route_message(
     match bus.targets.choose(server_type, core.now_ms) {
         Choice::Target(target) => send(&request, target, client, rules, bus, core),
         Choice::Busy => wait(&request, client, bus),
-        Choice::NoServers => Err(Error::new(code::INTERNAL, NO_SERVERS)),
+        Choice::NoServers => Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS)),
     }
 }
 
-fn not_found(server_type: &str, route: &Route<'_>) -> Error {
-    let text = format!("pitaya/handler: {server_type}.{}.{} not found", route.service, route.method);
-    Error::new(code::NOT_FOUND, text)
+fn not_found(server_type: &str, route: &Route<'_>) -> Refusal {
+    let text =
+        format!("pitaya/handler: {server_type}.{}.{} not found", route.service, route.method);
+    Refusal::new(FailReason::BadRoute, code::NOT_FOUND, text)
+}
+
+/// Why a request goes nowhere: for the metrics, and for the client.
+pub struct Refusal {
+    /// For the metrics.
+    pub reason: FailReason,
+    /// For the client.
+    pub error: Error,
+}
+
+impl Refusal {
+    fn new(reason: FailReason, code: &'static str, text: impl Into<String>) -> Self {
+        Self { reason, error: Error::new(code, text) }
+    }
 }
 
 /// A request that has a server type and leaves as soon as a server has room.
@@ -195,7 +225,7 @@ pub struct Outgoing<'a> {
     pub deadline_ms: u64,
 }
 
-fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Result<(), Error> {
+fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Result<(), Refusal> {
     let waiting = Waiting {
         connection: request.connection,
         session: client.session.id(),
@@ -211,7 +241,7 @@ fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Resu
             client.in_flight += u32::from(!request.is_notify);
             Ok(())
         }
-        Err(_) => Err(Error::new(code::BUSY, TOO_MANY)),
+        Err(_) => Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY)),
     }
 }
 
@@ -225,7 +255,7 @@ pub fn send(
     rules: &Rules,
     bus: &mut BusState,
     core: &mut Core,
-) -> Result<(), Error> {
+) -> Result<(), Refusal> {
     core.next_request += 1;
     core.scratch.clear();
     let fields = MetadataFields {
@@ -250,10 +280,9 @@ pub fn send(
     if let Carrier::Nats(lines) = &bus.carrier
         && encoded.encoded_bytes() > lines.payload_bytes_max
     {
-        return Err(Error::new(code::UNKNOWN, PAYLOAD_TOO_LARGE));
+        return Err(Refusal::new(FailReason::TooLarge, code::UNKNOWN, PAYLOAD_TOO_LARGE));
     }
     if request.is_notify {
-        core.meter.notified();
         send_notify(&encoded, target, bus);
         return Ok(());
     }
@@ -265,18 +294,24 @@ pub fn send(
         arrived_us: request.arrived_us,
         deadline_ms: request.deadline_ms,
         route,
-        unlabelled: core.meter.is_unlabelled(route).then(|| request.route.into()),
+        unlabelled: (route == RouteLabel::OTHER).then(|| request.route.into()),
         is_retry: false,
     };
     let Some(token) = bus.pending.insert(pending) else {
-        return Err(Error::new(code::BUSY, TOO_MANY));
+        return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     };
     send_request(&encoded, token, target, request.server_type, bus);
     client.in_flight += 1;
     Ok(())
 }
 
-fn send_request(encoded: &SysRequest<'_>, token: u32, target: u32, server_type: &str, bus: &mut BusState) {
+fn send_request(
+    encoded: &SysRequest<'_>,
+    token: u32,
+    target: u32,
+    server_type: &str,
+    bus: &mut BusState,
+) {
     let is_kept = bus.targets.has_alternative(server_type);
     let Some(target) = bus.targets.begin(target) else { return };
     match &mut bus.carrier {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use shared::agent::{Agent, AgentState};
+use shared::metrics::RouteLabel;
 use shared::session::Session;
 
 use crate::bus::Bus;
@@ -37,7 +38,7 @@ pub struct ConnectionState {
     /// The cluster's side of the uid.
     pub binding: Binding,
     /// Label of the last route.
-    pub last_route: u16,
+    pub last_route: RouteLabel,
     /// An end that has begun.
     pub closing: Option<Closing>,
 }
@@ -74,7 +75,13 @@ impl Connection {
     }
 
     /// Unpacks a connection at its new place.
-    pub fn resume(state: ConnectionState, token: Token, bus: usize, rules: &Rules, now_ms: u64) -> Self {
+    pub fn resume(
+        state: ConnectionState,
+        token: Token,
+        bus: usize,
+        rules: &Rules,
+        now_ms: u64,
+    ) -> Self {
         let origin = Origin { peer: state.peer, bus };
         let wire = Wire::resume(state.wire);
         let is_web_socket = wire.is_web_socket();

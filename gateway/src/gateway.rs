@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::metrics::MetricError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::admin;
+use crate::admin::{Admin, AdminError, AdminSources, Readiness};
 use crate::bus::BusKind;
 use crate::bus::local::LocalBus;
 use crate::control::plan::Plan;
-use crate::control::status::Status;
 use crate::control::{Command, Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::driver::DriverError;
 use crate::listener::{self, Listener};
 use crate::mailbox::{Mail, Mailbox};
-use crate::meter::{Meter, Meters};
+use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
 use crate::wire::Protocol;
 
@@ -67,6 +67,12 @@ pub enum StartError {
         /// What the kernel said.
         source: DriverError,
     },
+    /// A label or metric of the configuration.
+    #[error(transparent)]
+    Metrics(#[from] MetricError),
+    /// The port for administrators.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Cluster or application.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -180,7 +186,7 @@ impl Starting {
             (None, None) => return Err(ControlError::Application("there is none".into()).into()),
         };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
-        let (meters, cores) = Meters::new(plan.reactors, &plan.metrics);
+        let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
         let setups = cores.into_iter().enumerate().map(|(reactor, meter)| Setup {
             reactor,
             rules: plan.rules.clone(),
@@ -193,45 +199,83 @@ impl Starting {
         });
         let (reactors, mailboxes) = spawn_reactors(setups.collect(), plan.is_pinned)?;
         let addresses = Addresses { tcp, ws, admin: Vec::new() };
-        Ok(Self { plan, application, local, listeners, addresses, mailboxes, reports, meters, reactors })
+        Ok(Self {
+            plan,
+            application,
+            local,
+            listeners,
+            addresses,
+            mailboxes,
+            reports,
+            meters,
+            reactors,
+        })
     }
 
     fn finish(self, commands: Commands) -> Result<Gateway, StartError> {
         let Commands { sender: commands, receiver: receive_commands } = commands;
         let (started, when_started) = std_mpsc::channel();
-        let Self { plan, application, local, listeners, mut addresses, mailboxes, reports, meters, reactors } = self;
+        let Self {
+            plan,
+            application,
+            local,
+            listeners,
+            mut addresses,
+            mailboxes,
+            reports,
+            meters,
+            reactors,
+        } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(if local.is_some() { plan.reactors } else { 1 })
             .thread_name("control")
             .enable_all()
             .build()?;
-        let status = Arc::new(Status::new(plan.reactors, local.is_some()));
+        let readiness = Arc::new(match &local {
+            Some(_) => Readiness::standalone(),
+            None => Readiness::cluster(plan.reactors),
+        });
+        let sources = AdminSources {
+            metrics: Arc::new({
+                let meters = meters.clone();
+                move || meters.render()
+            }),
+            readiness: readiness.clone(),
+        };
+        let parts =
+            local.zip(application).map(|(bus, application)| LocalParts { bus, application });
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
-                let admin = admin::start(&plan, status.clone(), meters).await;
-                let parts = local.zip(application).map(|(bus, application)| LocalParts { bus, application });
-                let mut control =
-                    Control::new(plan, mailboxes.clone(), reports, receive_commands, status.clone());
-                let joined = match admin {
-                    Ok(_) => control.join(parts).await.map_err(StartError::from),
-                    Err(_) => Ok(()),
+                let addresses = plan.admin.clone();
+                let mut control = Control::new(
+                    plan,
+                    mailboxes.clone(),
+                    reports,
+                    receive_commands,
+                    readiness.clone(),
+                    meters,
+                );
+                let outcome = async {
+                    let admin = Admin::start(&addresses, sources).await?;
+                    control.join(parts).await?;
+                    Ok::<_, StartError>(admin)
                 };
-                let outcome = match (admin, joined) {
-                    (Ok(admin), Ok(())) => Ok(admin),
-                    (Err(error), _) | (_, Err(error)) => Err(error),
-                };
-                if outcome.is_ok() {
-                    for (mailbox, listeners) in mailboxes.iter().zip(listeners) {
-                        post(mailbox, Mail::Listen(listeners)).await;
+                match outcome.await {
+                    Ok(admin) => {
+                        for (mailbox, listeners) in mailboxes.iter().zip(listeners) {
+                            post(mailbox, Mail::Listen(listeners)).await;
+                        }
+                        readiness.set_listeners(true);
+                        if started.send(Ok(admin.addresses().to_vec())).is_ok() {
+                            control.run().await;
+                        }
+                        admin.shutdown().await;
                     }
-                    status.set_listening(true);
-                }
-                let is_serving = outcome.is_ok();
-                let told = started.send(outcome.map(|admin| admin.addresses));
-                if is_serving && told.is_ok() {
-                    control.run().await;
-                } else {
-                    control.abandon().await;
+                    Err(error) => {
+                        // Whoever starts us waits for this answer.
+                        let _ = started.send(Err(error));
+                        control.abandon().await;
+                    }
                 }
             });
         })?;
@@ -274,23 +318,24 @@ fn spawn_reactors(setups: Vec<Setup>, is_pinned: bool) -> Result<Running, StartE
         let reactor = setup.reactor;
         let (opened, when_opened) = std_mpsc::channel();
         let (start, when_all_opened) = std_mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("reactor-{reactor}")).spawn(move || {
-            if is_pinned {
-                pin(reactor);
-            }
-            match Opened::open(setup) {
-                Ok(reactor) => {
-                    let is_wanted = opened.send(Ok(reactor.mailbox())).is_ok();
-                    if let (true, Ok(mailboxes)) = (is_wanted, when_all_opened.recv()) {
-                        reactor.run(mailboxes);
+        let thread =
+            std::thread::Builder::new().name(format!("reactor-{reactor}")).spawn(move || {
+                if is_pinned {
+                    pin(reactor);
+                }
+                match Opened::open(setup) {
+                    Ok(reactor) => {
+                        let is_wanted = opened.send(Ok(reactor.mailbox())).is_ok();
+                        if let (true, Ok(mailboxes)) = (is_wanted, when_all_opened.recv()) {
+                            reactor.run(mailboxes);
+                        }
+                    }
+                    Err(error) => {
+                        // Whoever started us waits for this answer.
+                        let _ = opened.send(Err(error));
                     }
                 }
-                Err(error) => {
-                    // Whoever started us waits for this answer.
-                    let _ = opened.send(Err(error));
-                }
-            }
-        })?;
+            })?;
         threads.push(thread);
         starters.push(start);
         match when_opened.recv() {

@@ -77,7 +77,8 @@ impl Flags {
             ("pitaya.gateway.threads", self.threads.map(|threads| threads.to_string())),
             ("pitaya.log.level", self.log.clone()),
         ];
-        settings.extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+        settings
+            .extend(named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         for setting in &self.settings {
             let (key, value) = setting
                 .split_once('=')
@@ -103,10 +104,12 @@ fn main() -> ExitCode {
 
 fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
     let settings = flags.settings().map_err(|mistake| vec![mistake])?;
-    let config = Config::load(Binary::Gateway, flags.config.as_deref(), std::env::vars(), &settings)
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let config =
+        Config::load(Binary::Gateway, flags.config.as_deref(), std::env::vars(), &settings)
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     if flags.print_config {
-        let format = flags.format.parse::<TableFormat>().map_err(|error| vec![error.to_string()])?;
+        let format =
+            flags.format.parse::<TableFormat>().map_err(|error| vec![error.to_string()])?;
         print!("{}", config.print_table(format));
         return Ok(ExitCode::SUCCESS);
     }
@@ -132,7 +135,13 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
     raise_descriptor_limit();
     let (server_id, server_type) = (plan.rules.server_id.clone(), plan.rules.server_type.clone());
     let reactors = plan.reactors;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), server_type, server_id, reactors, "starting");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        server_type,
+        server_id,
+        reactors,
+        "starting"
+    );
     let commands = Commands::new();
     watch_signals(commands.sender()).map_err(|error| vec![error.to_string()])?;
     let gateway = match Gateway::start(plan, commands) {
@@ -143,7 +152,8 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
     let Addresses { tcp, ws, admin } = gateway.addresses();
     tracing::info!(?tcp, ?ws, ?admin, "serving");
     if let Some(path) = &flags.ports_file {
-        write_ports(path, gateway.addresses()).map_err(|error| vec![format!("{}: {error}", path.display())])?;
+        write_ports(path, gateway.addresses())
+            .map_err(|error| vec![format!("{}: {error}", path.display())])?;
     }
     gateway.wait();
     Ok(ExitCode::SUCCESS)

@@ -1,63 +1,198 @@
-//! The meter: what one core counts.
+//! The meter: what one core counts, in the words of the gateway.
+//!
+//! Counting costs a load and a store; names, labels and text are the exporter's (shared::metrics), which reads from the
+//! control thread. The identity that operators can check: requests in = replied + failed + dropped.
 
-use proto::wire::ResponseView;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use shared::close::CloseReason;
+use shared::config::{Config, CustomMetric};
+use shared::metrics::{
+    CodeLabel, CoreCounter, CoreCounters, CoreGauge, CoreMetrics, DropReason, Exporter,
+    ExporterOptions, FailReason, LatencyTable, MetricError, ResponseType, RouteLabel,
+};
+use shared::server::ServerTable;
 
-use crate::driver::DriverStats;
-
-/// Labels.
-pub struct MetricsPlan {}
+/// What the configuration says of metrics.
+#[derive(Clone, Debug, Default)]
+pub struct MetricsPlan {
+    game: String,
+    server_type: String,
+    const_labels: Vec<(String, String)>,
+    custom: Vec<CustomMetric>,
+}
 
 impl MetricsPlan {
-    pub fn new(_config: &shared::config::Config) -> Self {
-        Self {}
+    /// Reads the plan.
+    pub fn new(config: &Config) -> Self {
+        let mut const_labels: Vec<_> =
+            config.map("pitaya.metrics.constlabels").into_iter().collect();
+        const_labels.extend(config.map("pitaya.metrics.additionallabels"));
+        Self {
+            game: config.string("pitaya.metrics.game").to_owned(),
+            server_type: config.string("pitaya.server.type").to_owned(),
+            const_labels,
+            custom: config.custom_metrics().to_vec(),
+        }
     }
 }
 
-/// All cores.
-pub struct Meters {}
+/// The meters of all cores, and what the control thread counts. Clones share everything.
+#[derive(Clone)]
+pub struct Meters {
+    exporter: Exporter,
+    /// Server types that a gauge was set for, to be set to 0 when the last server goes.
+    types: Arc<Mutex<BTreeSet<String>>>,
+}
 
 impl Meters {
-    pub fn new(reactors: usize, _plan: &MetricsPlan) -> (Self, Vec<Meter>) {
-        (Self {}, (0..reactors).map(|_| Meter::default()).collect())
+    /// A meter for each reactor.
+    ///
+    /// Errors: a label or metric of the configuration that Prometheus does not allow.
+    pub fn new(reactors: usize, plan: &MetricsPlan) -> Result<(Self, Vec<Meter>), MetricError> {
+        let exporter = Exporter::new(&ExporterOptions {
+            game: &plan.game,
+            server_type: &plan.server_type,
+            const_labels: &plan.const_labels,
+            custom: &plan.custom,
+        })?;
+        let cores = (0..reactors).map(|_| Meter::new(exporter.core())).collect();
+        Ok((Self { exporter, types: Arc::default() }, cores))
     }
 
-    pub fn render(&self, _servers: &[(String, usize)]) -> String {
-        String::new()
+    /// Everything in Prometheus's text form.
+    pub fn render(&self) -> String {
+        self.exporter.render()
+    }
+
+    /// Starts a new window for the quantiles; to be called every two minutes.
+    pub fn rotate(&self) {
+        self.exporter.rotate();
+    }
+
+    /// How many servers of each type are known; Pitaya declares this gauge and never sets it.
+    pub fn set_servers(&self, table: &ServerTable) {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        types.extend(table.types().map(|(server_type, _)| server_type.to_owned()));
+        for server_type in types.iter() {
+            let count = table.by_type(server_type).len();
+            if let Ok(gauge) =
+                self.exporter.gauge("pitaya_service_discovery_count_servers", &[server_type])
+            {
+                gauge.set(count as f64);
+            }
+        }
     }
 }
 
-/// Counters of one core; the only writer is its reactor.
-#[derive(Default)]
-pub struct Meter {}
+/// Counters of one core; its reactor is the only writer.
+pub struct Meter {
+    counters: CoreCounters,
+    latency: LatencyTable,
+}
+
+/// What a reactor has at the moment, for gauges.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Levels {
+    /// Connected clients.
+    pub clients: usize,
+    /// Requests under way on all buses.
+    pub in_flight: usize,
+    /// Whether the bus of new connections can be used.
+    pub is_bus_ready: bool,
+}
 
 impl Meter {
-    pub fn limited(&mut self) {}
-    pub fn ignored(&mut self) {}
-    pub fn received(&mut self) {}
-    pub fn refused(&mut self, _code: &str) {}
-    pub fn notified(&mut self) {}
-    pub fn route(&mut self, _route: &str) -> u16 {
-        0
+    fn new(core: CoreMetrics) -> Self {
+        Self { counters: core.counters, latency: core.latency }
     }
-    pub fn is_unlabelled(&self, _route: u16) -> bool {
-        false
+
+    /// One of something.
+    pub fn count(&self, counter: CoreCounter) {
+        self.counters.increment(counter);
     }
-    pub fn label(&mut self, _route: &str) -> u16 {
-        0
+
+    /// Many of something.
+    pub fn add(&self, counter: CoreCounter, count: usize) {
+        self.counters.add(counter, count as u64);
     }
-    pub fn route_name(&self, _route: u16) -> &str {
-        "other"
+
+    /// A connection ended.
+    pub fn closed(&self, reason: CloseReason) {
+        self.counters.closed(reason);
     }
-    pub fn answered(&mut self, _route: u16, _us: u64, _response: &ResponseView<'_>) {}
-    pub fn failed(&mut self, _route: u16, _us: u64, _code: &str) {}
-    pub fn stray(&mut self) {}
-    pub fn pushed(&mut self) {}
-    pub fn accepted(&mut self) {}
-    pub fn accept_failed(&mut self) {}
-    pub fn closed(&mut self, _reason: CloseReason) {}
-    pub fn received_bytes(&mut self, _bytes: usize) {}
-    pub fn sent_bytes(&mut self, _bytes: usize) {}
-    pub fn bus_lost(&mut self) {}
-    pub fn publish(&mut self, _connections: usize, _stats: DriverStats) {}
+
+    /// A request came in that can be answered.
+    pub fn requested(&self) {
+        self.counters.increment(CoreCounter::Requests);
+    }
+
+    /// A request will not be answered.
+    pub fn dropped(&self, reason: DropReason) {
+        self.counters.dropped(reason);
+    }
+
+    /// A request was answered with an error before it was sent anywhere.
+    pub fn refused(&mut self, reason: FailReason, code: &str) {
+        self.counters.failed(reason);
+        self.latency.response_of(RouteLabel::OTHER, ResponseType::Handler, CodeLabel::of(code), 0);
+    }
+
+    /// A server answered; `code` is empty for success. `is_delivered` says whether the client was still there.
+    pub fn answered(&mut self, route: RouteLabel, us: u64, code: &str, is_delivered: bool) {
+        let code = CodeLabel::of(code);
+        let ns = us.saturating_mul(1_000);
+        self.latency.response_of(route, ResponseType::Rpc, code, ns);
+        if !is_delivered {
+            self.counters.dropped(DropReason::ClientGone);
+            return;
+        }
+        self.latency.response_of(route, ResponseType::Handler, code, ns);
+        match code {
+            CodeLabel::Ok => self.counters.increment(CoreCounter::RequestsReplied),
+            _ => self.counters.failed(FailReason::Worker),
+        }
+    }
+
+    /// A request that was sent, or waited to be, failed on our side.
+    pub fn failed(
+        &mut self,
+        route: RouteLabel,
+        us: u64,
+        reason: FailReason,
+        code: &str,
+        is_delivered: bool,
+    ) {
+        let ns = us.saturating_mul(1_000);
+        self.latency.response_of(route, ResponseType::Rpc, CodeLabel::of(code), ns);
+        if is_delivered {
+            self.latency.response_of(route, ResponseType::Handler, CodeLabel::of(code), ns);
+            self.counters.failed(reason);
+        } else {
+            self.counters.dropped(DropReason::ClientGone);
+        }
+    }
+
+    /// The label of a route.
+    pub fn route(&mut self, route: &str) -> RouteLabel {
+        self.latency.label(route)
+    }
+
+    /// The label of a route that was just answered with success.
+    pub fn learn(&mut self, route: &str) -> RouteLabel {
+        self.latency.learn(route)
+    }
+
+    /// The route of a label, for logs.
+    pub fn route_name(&self, route: RouteLabel) -> &str {
+        self.latency.name(route)
+    }
+
+    /// Sets the gauges; called on the tick.
+    pub fn publish(&self, levels: Levels) {
+        self.counters.set(CoreGauge::ConnectedClients, levels.clients as u64);
+        self.counters.set(CoreGauge::RequestsInFlight, levels.in_flight as u64);
+        self.counters.set(CoreGauge::NatsConnected, u64::from(levels.is_bus_ready));
+    }
 }

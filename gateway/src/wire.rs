@@ -197,11 +197,12 @@ fn take_frame(
     limits: &WireLimits,
     sink: &mut impl FnMut(Found<'_>) -> Result<(), CloseReason>,
 ) -> Result<Option<usize>, CloseReason> {
-    let found = decoder.decode(bytes, &limits.frames).map_err(|error| match error.close_code() {
-        1007 => CloseReason::Utf8,
-        1009 => CloseReason::TooLarge,
-        _ => CloseReason::WebSocketProtocol,
-    })?;
+    let found =
+        decoder.decode(bytes, &limits.frames).map_err(|error| match error.close_code() {
+            1007 => CloseReason::Utf8,
+            1009 => CloseReason::TooLarge,
+            _ => CloseReason::WebSocketProtocol,
+        })?;
     let Some((incoming, consumed)) = found else { return Ok(None) };
     match incoming {
         Incoming::Message(message) => take_message(message, limits, sink)?,

@@ -53,6 +53,9 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+
     /// All reasons, in the order of their index.
     pub const ALL: [Self; 21] = [
         Self::HandshakeTimeout,

@@ -17,11 +17,18 @@ pub struct Limits {
     pub window_bytes_max: usize,
     /// Requests of one session that wait behind the one that runs.
     pub session_waiting_max: usize,
+    /// Handlers that run at the same time; more wait, and their time runs.
+    pub running_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { window: 4096, window_bytes_max: 64 * 1024 * 1024, session_waiting_max: 128 }
+        Self {
+            window: 10_000,
+            window_bytes_max: 64 * 1024 * 1024,
+            session_waiting_max: 100,
+            running_max: 10_000,
+        }
     }
 }
 
@@ -87,7 +94,7 @@ mod tests {
 
     #[test]
     fn requests_and_bytes_are_both_limited_and_come_back() {
-        let limits = Limits { window: 2, window_bytes_max: 10, session_waiting_max: 1 };
+        let limits = Limits { window: 2, window_bytes_max: 10, ..Limits::default() };
         let admission = Admission::new(limits);
         let first = admission.admit(11).expect("the first one always fits");
         assert!(admission.admit(1).is_none());

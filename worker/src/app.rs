@@ -174,17 +174,13 @@ impl App {
     /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.build(link, view)?;
+        let service = self.checked()?.build(link, view);
         service.start().await?;
         Ok(service)
     }
 
-    /// The service without its start hooks having run.
-    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        self.check();
-        if !self.mistakes.is_empty() {
-            return Err(Error::unknown(self.mistakes.join("; ")));
-        }
+    /// The service of a checked application, without its start hooks having run.
+    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Service {
         let environment = Environment {
             server_id: view.server_id,
             server_type: self.server_type,
@@ -195,7 +191,7 @@ impl App {
             request_timeout: view.request_timeout,
         };
         let runtime = tokio::runtime::Handle::current();
-        Ok(Service::new(environment, self.routes, self.hooks, self.limits, runtime))
+        Service::new(environment, self.routes, self.hooks, self.limits, runtime)
     }
 
     fn check_route(&mut self, route: &str) {
@@ -204,8 +200,8 @@ impl App {
         }
     }
 
-    /// What can be known only once everything was given.
-    fn check(&mut self) {
+    /// Fails with all mistakes of registration; part of them can be known only once everything was given.
+    pub(crate) fn checked(mut self) -> Result<Self> {
         for route in &self.concurrent {
             match self.routes.handlers.get_mut(route) {
                 Some(entry) => entry.is_concurrent = true,
@@ -230,5 +226,9 @@ impl App {
             .collect();
         missing.sort();
         self.mistakes.append(&mut missing);
+        if self.mistakes.is_empty() {
+            return Ok(self);
+        }
+        Err(Error::unknown(self.mistakes.join("; ")))
     }
 }

@@ -8,11 +8,13 @@
 // The handlers macro names this crate by its name, also when it is used in here.
 extern crate self as worker;
 
+mod admin;
 mod admission;
 mod answer;
 mod app;
 mod call;
 mod counters;
+pub mod demo;
 mod error;
 mod extract;
 mod groups;
@@ -27,10 +29,12 @@ mod push;
 mod queue;
 mod raw;
 mod routes;
+mod run;
 mod servers;
 mod service;
 mod session;
 mod session_data;
+mod settings;
 mod state;
 
 pub use admission::Limits;

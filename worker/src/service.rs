@@ -21,6 +21,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
 use shared::error::code;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admission, Limits, Permit};
@@ -69,6 +70,7 @@ struct Inner {
     hooks: Hooks,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
+    running: Semaphore,
     limits: Limits,
     keys: RandomState,
     counters: Arc<Counters>,
@@ -99,6 +101,7 @@ impl Service {
             hooks,
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
+            running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
             counters: Arc::new(Counters::default()),
@@ -294,17 +297,18 @@ impl Inner {
 
     /// Runs the handler until its deadline, where it is dropped.
     async fn call(&self, handler: &AnyHandler, call: Call, deadline: Instant) -> Result<Bytes> {
+        let expired = |counter| {
+            self.counters.add(counter);
+            Error::new(code::INTERNAL, "rpc client: request timeout")
+        };
+        // The permit first: time may pass until there is one. Asking with the time already over must not start it.
+        let permit = timeout_at(deadline, self.running.acquire()).await;
+        let Ok(_permit) = permit else { return Err(expired(Counter::Expired)) };
         if Instant::now() >= deadline {
-            self.counters.add(Counter::Expired);
-            return Err(timed_out());
+            return Err(expired(Counter::Expired));
         }
-        match timeout_at(deadline, async { handler.call(call).await }).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.counters.add(Counter::Cancelled);
-                Err(timed_out())
-            }
-        }
+        let outcome = timeout_at(deadline, async { handler.call(call).await }).await;
+        outcome.unwrap_or_else(|_| Err(expired(Counter::Cancelled)))
     }
 
     fn map_error(&self, error: Error) -> Error {
@@ -321,10 +325,6 @@ fn decode(bytes: Bytes) -> Result<(proto::Request, proto::Msg)> {
         proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
     let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
     Ok((request, msg))
-}
-
-fn timed_out() -> Error {
-    Error::new(code::INTERNAL, "rpc client: request timeout")
 }
 
 /// Pitaya's texts for a panic (sessions and handlers 6.5).

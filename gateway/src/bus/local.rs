@@ -77,13 +77,20 @@ impl LocalBus {
     }
 
     fn post_to(&self, reactor: usize, mail: Mail) -> Result<(), LinkError> {
-        let mailbox = self.mailboxes.get().and_then(|all| all.get(reactor)).ok_or(LinkError::Closed)?;
+        let mailbox =
+            self.mailboxes.get().and_then(|all| all.get(reactor)).ok_or(LinkError::Closed)?;
         mailbox.send(mail).map_err(|_| LinkError::Full)
     }
 
-    fn post(&self, addressee: Addressee<'_>, mail: impl FnOnce(shared::session::SessionId) -> Mail) -> Result<bool, LinkError> {
+    fn post(
+        &self,
+        addressee: Addressee<'_>,
+        mail: impl FnOnce(shared::session::SessionId) -> Mail,
+    ) -> Result<bool, LinkError> {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((session, place)) = calls::find(&self.directory, addressee) else { return Ok(false) };
+        let Some((session, place)) = calls::find(&self.directory, addressee) else {
+            return Ok(false);
+        };
         self.post_to(place.reactor, mail(session)).map(|()| true)
     }
 }
@@ -152,7 +159,11 @@ impl Link for LocalBus {
                         return Ok(Bytes::from(calls::session_not_found()));
                     }
                 }
-                None => return Ok(Bytes::from(calls::route_not_found(view.msg.map_or("", |message| message.route)))),
+                None => {
+                    return Ok(Bytes::from(calls::route_not_found(
+                        view.msg.map_or("", |message| message.route),
+                    )));
+                }
             }
             match tokio::time::timeout(timeout, answered).await {
                 Ok(Ok(bytes)) => Ok(bytes),
@@ -171,7 +182,10 @@ impl Link for LocalBus {
             self.post(Addressee::Uid(push.uid), |session| Mail::Push { session, push: letter })?;
         } else if tail.ends_with("/kick") {
             let Ok(kick) = KickView::decode(&payload) else { return Ok(()) };
-            self.post(Addressee::Uid(kick.user_id), |session| Mail::Kick { session, is_replaced: false })?;
+            self.post(Addressee::Uid(kick.user_id), |session| Mail::Kick {
+                session,
+                is_replaced: false,
+            })?;
         }
         Ok(())
     }

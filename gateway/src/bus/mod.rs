@@ -171,7 +171,8 @@ impl BusState {
         if self.proofs.is_empty() {
             return Vec::new();
         }
-        let (taken, kept) = std::mem::take(&mut self.proofs).into_iter().partition(|proof| is_meant(proof));
+        let (taken, kept) =
+            std::mem::take(&mut self.proofs).into_iter().partition(|proof| is_meant(proof));
         self.proofs = kept;
         taken
     }

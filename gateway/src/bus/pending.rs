@@ -5,6 +5,7 @@
 //! reaching the wrong player: a token carries three bits that change with each use of its slot, and the slot of a
 //! request that timed out rests until its answer came or four timeouts have passed.
 
+use shared::metrics::RouteLabel;
 use shared::session::SessionId;
 
 use crate::driver::Token;
@@ -33,7 +34,7 @@ pub struct Pending {
     /// When the answer is given up, ms.
     pub deadline_ms: u64,
     /// The metrics label of the route.
-    pub route: u16,
+    pub route: RouteLabel,
     /// The route itself, when it has no label yet: a route earns one by its first good answer.
     pub unlabelled: Option<Box<str>>,
     /// Whether the request was sent a second time already.
@@ -46,7 +47,9 @@ enum State {
     Free,
     Busy(Pending),
     /// Timed out; a late answer may still come.
-    Resting { until_ms: u64 },
+    Resting {
+        until_ms: u64,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -221,7 +224,7 @@ mod tests {
             target: 0,
             arrived_us: 0,
             deadline_ms,
-            route: 0,
+            route: RouteLabel::OTHER,
             unlabelled: None,
             is_retry: false,
         }
@@ -231,7 +234,9 @@ mod tests {
     fn an_answer_is_taken_once() {
         let mut table = PendingTable::default();
         let token = table.insert(request(10)).unwrap();
-        assert!(matches!(table.answer(token), Answered::Request(pending, _) if pending.message_id == 9));
+        assert!(
+            matches!(table.answer(token), Answered::Request(pending, _) if pending.message_id == 9)
+        );
         assert!(matches!(table.answer(token), Answered::Unknown));
         table.check_invariants();
     }
@@ -257,18 +262,25 @@ mod tests {
         assert_eq!((given_up, table.len()), (2, 0));
         assert!(matches!(table.answer(late), Answered::Late));
         assert_eq!(table.insert(request(99)).unwrap() >> GENERATION_BITS, late >> GENERATION_BITS);
-        assert_ne!(table.insert(request(99)).unwrap() >> GENERATION_BITS, silent >> GENERATION_BITS);
+        assert_ne!(
+            table.insert(request(99)).unwrap() >> GENERATION_BITS,
+            silent >> GENERATION_BITS
+        );
         table.expire(29, 5, |_| panic!("nothing is overdue"));
         table.check_invariants();
         table.expire(30, 5, |_| panic!("nothing is overdue"));
-        assert_eq!(table.insert(request(99)).unwrap() >> GENERATION_BITS, silent >> GENERATION_BITS);
+        assert_eq!(
+            table.insert(request(99)).unwrap() >> GENERATION_BITS,
+            silent >> GENERATION_BITS
+        );
         table.check_invariants();
     }
 
     #[test]
     fn a_full_table_refuses_and_recovers() {
         let mut table = PendingTable::default();
-        let tokens: Vec<u32> = (0..PENDING_MAX).map(|_| table.insert(request(10)).unwrap()).collect();
+        let tokens: Vec<u32> =
+            (0..PENDING_MAX).map(|_| table.insert(request(10)).unwrap()).collect();
         assert_eq!(table.insert(request(10)), None);
         table.answer(tokens[77]);
         assert!(table.insert(request(10)).is_some());

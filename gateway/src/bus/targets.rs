@@ -146,7 +146,9 @@ impl Targets {
     }
 
     fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
-        self.targets.get(key as usize).is_some_and(|target| table.by_id(&target.server.id).is_some())
+        self.targets
+            .get(key as usize)
+            .is_some_and(|target| table.by_id(&target.server.id).is_some())
     }
 
     fn forget(&mut self, key: u32) {
@@ -271,25 +273,23 @@ impl Targets {
 }
 
 /// Chooses among servers with room; suspects only when nobody else is left.
-fn pick(
-    targets: &Slab<Target>,
-    keys: &[u32],
-    chooser: &mut Chooser,
-    now_ms: u64,
-) -> Choice {
+fn pick(targets: &Slab<Target>, keys: &[u32], chooser: &mut Chooser, now_ms: u64) -> Choice {
     for is_choosy in [true, false] {
         chooser.candidates.clear();
-        chooser.candidates.extend(keys.iter().filter_map(|key| targets.get(*key as usize)).map(|target| {
-            let is_suspect = is_choosy && target.suspect_until_ms > now_ms;
-            Candidate {
-                identity: target.identity,
-                in_flight: target.in_flight,
-                window: target.window,
-                is_previous: false,
-                is_suspect: is_suspect || target.in_flight >= target.window,
-            }
-        }));
-        let choice = router::pick(Policy::LeastInFlight, &chooser.candidates, "", &mut chooser.state);
+        chooser.candidates.extend(keys.iter().filter_map(|key| targets.get(*key as usize)).map(
+            |target| {
+                let is_suspect = is_choosy && target.suspect_until_ms > now_ms;
+                Candidate {
+                    identity: target.identity,
+                    in_flight: target.in_flight,
+                    window: target.window,
+                    is_previous: false,
+                    is_suspect: is_suspect || target.in_flight >= target.window,
+                }
+            },
+        ));
+        let choice =
+            router::pick(Policy::LeastInFlight, &chooser.candidates, "", &mut chooser.state);
         if let Some(key) = choice.and_then(|index| keys.get(index)) {
             return Choice::Target(*key);
         }

@@ -74,7 +74,9 @@ async fn connect_somewhere(
         for url in &urls {
             match connect(url, plan).await {
                 Ok(connected) => return connected,
-                Err(error) => tracing::warn!(reactor, server = %url, %error, "cannot connect to NATS"),
+                Err(error) => {
+                    tracing::warn!(reactor, server = %url, %error, "cannot connect to NATS")
+                }
             }
         }
         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());

@@ -6,26 +6,29 @@
 
 pub mod connector;
 pub mod plan;
-pub mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::cluster::{Discovery, DiscoveryError};
+use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::server::{METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::admin::Readiness;
 use crate::bus::local::LocalBus;
 use crate::mailbox::{Mail, Mailbox};
+use crate::meter::Meters;
 use crate::reactor::Report;
 use connector::Connector;
 use plan::{ClusterPlan, Plan};
-use status::Status;
 
 /// How long a full mailbox is waited for before it is tried again.
 const MAILBOX_RETRY: Duration = Duration::from_millis(10);
 /// Time that reactors get beyond their own deadline to end.
 const STOP_SLACK: Duration = Duration::from_secs(2);
+
+/// How long a window of the quantiles is; five of them make the ten minutes of Pitaya's summaries.
+const QUANTILE_WINDOW: Duration = Duration::from_secs(120);
 
 /// What the process's owner asks for.
 pub enum Command {
@@ -48,7 +51,8 @@ pub struct Control {
     mailboxes: Arc<[Arc<Mailbox>]>,
     reports: mpsc::Receiver<Report>,
     commands: mpsc::Receiver<Command>,
-    status: Arc<Status>,
+    readiness: Arc<Readiness>,
+    meters: Meters,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
@@ -78,17 +82,20 @@ impl Control {
         mailboxes: Arc<[Arc<Mailbox>]>,
         reports: mpsc::Receiver<Report>,
         commands: mpsc::Receiver<Command>,
-        status: Arc<Status>,
+        readiness: Arc<Readiness>,
+        meters: Meters,
     ) -> Self {
-        let connector = plan.cluster.as_ref().map(|cluster| {
-            Connector::new(cluster.nats.clone(), mailboxes.clone())
-        });
+        let connector = plan
+            .cluster
+            .as_ref()
+            .map(|cluster| Connector::new(cluster.nats.clone(), mailboxes.clone()));
         Self {
             plan,
             mailboxes,
             reports,
             commands,
-            status,
+            readiness,
+            meters,
             connector,
             discovery: None,
             tables: None,
@@ -141,7 +148,7 @@ impl Control {
     async fn join_cluster(&mut self) -> Result<(), ControlError> {
         let plan = self.plan.clone();
         let Some(ClusterPlan { discovery, own, .. }) = &plan.cluster else { return Ok(()) };
-        while !self.status.is_bus_ready() {
+        while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             tokio::select! {
                 report = self.reports.recv() => match report {
                     Some(report) => self.handle_report(report),
@@ -169,14 +176,17 @@ impl Control {
         let table = tables.borrow_and_update().clone();
         self.post_servers(&table).await;
         self.tables = Some(tables);
+        self.readiness.set_registered(discovery.is_registered());
         self.discovery = Some(discovery);
         Ok(())
     }
 
     /// Follows the gateway until it is told to stop.
     pub async fn run(mut self) {
+        let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
         loop {
             tokio::select! {
+                _ = rotation.tick() => self.meters.rotate(),
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Stop) | None => break,
@@ -188,7 +198,7 @@ impl Control {
                 table = next_table(&mut self.tables) => self.post_servers(&table).await,
             }
             if let Some(discovery) = &self.discovery {
-                self.status.set_registered(discovery.is_registered());
+                self.readiness.set_registered(discovery.is_registered());
             }
         }
         self.stop().await;
@@ -224,9 +234,9 @@ impl Control {
             }
             Report::BusReady { reactor, address } => {
                 tracing::info!(reactor, address, "connected to NATS");
-                self.status.set_bus_ready(reactor, true);
+                self.readiness.set_bus(reactor, true);
             }
-            Report::BusLost { reactor } => self.status.set_bus_ready(reactor, false),
+            Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
             Report::Unlistened { .. } => {}
             Report::Moved { connections } => {
                 if let Some(done) = self.moves.pop() {
@@ -243,9 +253,14 @@ impl Control {
 
     async fn post_servers(&self, table: &Arc<ServerTable>) {
         for (server_type, servers) in table.types() {
-            tracing::debug!(server_type, count = servers.len(), revision = table.revision(), "servers");
+            tracing::debug!(
+                server_type,
+                count = servers.len(),
+                revision = table.revision(),
+                "servers"
+            );
         }
-        self.status.set_servers(table);
+        self.meters.set_servers(table);
         for mailbox in self.mailboxes.iter() {
             post(mailbox, Mail::Servers(table.clone())).await;
         }
@@ -254,7 +269,7 @@ impl Control {
     /// Listeners close first; the cluster is left before anything is torn down; requests in flight are finished.
     async fn stop(mut self) {
         tracing::info!("stopping: no new connections; requests in flight are finished");
-        self.status.set_listening(false);
+        self.readiness.set_listeners(false);
         for mailbox in self.mailboxes.iter() {
             post(mailbox, Mail::Unlisten).await;
         }

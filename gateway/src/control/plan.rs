@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::AgentRules;
-use shared::cluster::DiscoveryOptions;
+use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::Config;
 use shared::error::Serializer;
 use shared::go;
@@ -92,11 +92,15 @@ impl Plan {
         let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
         let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
         if tcp.is_empty() && ws.is_empty() {
-            mistakes.push("pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect".into());
+            mistakes.push(
+                "pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect"
+                    .into(),
+            );
         }
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
         let rules = rules(config, reactors, local_type, &mut mistakes);
-        let cluster = (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
+        let cluster =
+            (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
         let admin = admin_addresses(config, &mut mistakes);
         let driver = match config.string("pitaya.gateway.driver") {
             "uring" => Kind::Uring,
@@ -158,13 +162,15 @@ fn rules(
     local_type: Option<String>,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
-    let serializer = Serializer::from_number(config.int("pitaya.serializertype")).unwrap_or(Serializer::Json);
+    let serializer =
+        Serializer::from_number(config.int("pitaya.serializertype")).unwrap_or(Serializer::Json);
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
     let dictionary = config.dictionary();
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
-    let agent = agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
+    let agent =
+        agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
     let is_demo = config.bool("pitaya.gateway.demo");
     let server_id = match config.string("pitaya.server.id") {
         "" => uuid::Uuid::new_v4().to_string(),
@@ -176,12 +182,17 @@ fn rules(
         agent,
         wire: WireLimits {
             packet_bytes_max,
-            upgrade: UpgradeLimits { origins: OriginPolicy::Any, serves_pages: is_demo, ..UpgradeLimits::default() },
+            upgrade: UpgradeLimits {
+                origins: OriginPolicy::Any,
+                serves_pages: is_demo,
+                ..UpgradeLimits::default()
+            },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
         },
         dictionary,
         serializer,
-        compression_threshold_bytes: is_compressing.then(|| config.size("pitaya.gateway.compression.threshold")),
+        compression_threshold_bytes: is_compressing
+            .then(|| config.size("pitaya.gateway.compression.threshold")),
         inflate_bytes_max: config.size("pitaya.gateway.inflate.maxbytes"),
         outbox_bytes_max: config.size("pitaya.gateway.outbox.maxbytes"),
         write_timeout_ms: milliseconds(config, "pitaya.buffer.agent.conntimeout"),
@@ -208,8 +219,12 @@ fn agent_rules(
 ) -> Result<AgentRules, shared::handshake::HandshakeError> {
     let heartbeat = config.duration("pitaya.heartbeat.interval");
     let heartbeat_ms = heartbeat.as_millis() as u64;
-    let options =
-        HandshakeOptions { heartbeat_s: heartbeat.as_secs(), dictionary, serializer: serializer.name(), compression };
+    let options = HandshakeOptions {
+        heartbeat_s: heartbeat.as_secs(),
+        dictionary,
+        serializer: serializer.name(),
+        compression,
+    };
     Ok(AgentRules {
         heartbeat_ms,
         silence_ms: AgentRules::silence_ms(heartbeat_ms),
@@ -225,11 +240,17 @@ fn agent_rules(
 fn limiter_rule(config: &Config) -> Option<LimiterRule> {
     let (limit, interval) = ("pitaya.conn.ratelimiting.limit", "pitaya.conn.ratelimiting.interval");
     let is_wanted = config.is_set(limit) || config.is_set(interval);
-    (is_wanted && !config.bool("pitaya.conn.ratelimiting.forcedisable"))
-        .then(|| LimiterRule { limit: config.int(limit) as u32, interval_ms: milliseconds(config, interval) })
+    (is_wanted && !config.bool("pitaya.conn.ratelimiting.forcedisable")).then(|| LimiterRule {
+        limit: config.int(limit) as u32,
+        interval_ms: milliseconds(config, interval),
+    })
 }
 
-fn cluster(config: &Config, rules: Option<&Rules>, mistakes: &mut Vec<String>) -> Option<ClusterPlan> {
+fn cluster(
+    config: &Config,
+    rules: Option<&Rules>,
+    mistakes: &mut Vec<String>,
+) -> Option<ClusterPlan> {
     let rules = rules?;
     let urls = NatsUrl::parse_list(config.string("pitaya.cluster.rpc.client.nats.connect"))
         .map_err(|error| mistakes.push(error.to_string()));
@@ -245,7 +266,8 @@ fn cluster(config: &Config, rules: Option<&Rules>, mistakes: &mut Vec<String>) -
         connect_timeout_ms: milliseconds(config, &client("connectiontimeout")),
     };
     let urls = urls.ok()?;
-    let jitter = if urls.iter().any(|url| url.tls) { "reconnectjittertls" } else { "reconnectjitter" };
+    let jitter =
+        if urls.iter().any(|url| url.tls) { "reconnectjittertls" } else { "reconnectjitter" };
     let nats = NatsPlan {
         connect_timeout: config.duration(&client("connectiontimeout")),
         wait: config.duration(&client("reconnectwait")),
@@ -277,7 +299,9 @@ fn discovery_options(config: &Config) -> DiscoveryOptions {
         revoke_timeout: config.duration(&key("revoke.timeout")),
         shutdown_delay: config.duration(&key("shutdown.delay")),
         blacklist: config.list(&key("servertypesblacklist")),
-        retry_interval_max: config.duration(&key("grantlease.retryinterval")).min(Duration::from_secs(2)),
+        retry_interval_max: config
+            .duration(&key("grantlease.retryinterval"))
+            .min(Duration::from_secs(2)),
         ..DiscoveryOptions::default()
     }
 }
@@ -292,9 +316,10 @@ fn nats_auth(config: &Config) -> Result<Auth, String> {
     } else if let Some(token) = secret("pitaya.nats.token") {
         Auth::Token(Secret::new(token.reveal()))
     } else if let Some(seed) = secret("pitaya.nats.nkey") {
-        Auth::NKey { seed: Secret::new(seed.reveal().trim()) }
+        Auth::NKey(Secret::new(seed.reveal().trim()))
     } else if let Some(text) = secret("pitaya.nats.credentials") {
-        Auth::from_credentials(text.reveal()).map_err(|error| format!("pitaya.nats.credentials: {error}"))?
+        Auth::from_credentials(text.reveal())
+            .map_err(|error| format!("pitaya.nats.credentials: {error}"))?
     } else {
         Auth::None
     };
@@ -320,14 +345,17 @@ fn nats_tls(config: &Config) -> Result<Arc<rustls::ClientConfig>, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots);
-    let (chain, key) = (config.string("pitaya.nats.tls.cert"), config.string("pitaya.nats.tls.key"));
+    let (chain, key) =
+        (config.string("pitaya.nats.tls.cert"), config.string("pitaya.nats.tls.key"));
     let tls = if chain.is_empty() {
         builder.with_no_client_auth()
     } else {
         let chain = certificates("pitaya.nats.tls.cert", chain)?;
         let key = PrivateKeyDer::from_pem_file(Path::new(key))
             .map_err(|error| format!("pitaya.nats.tls.key = {key:?}: {error}"))?;
-        builder.with_client_auth_cert(chain, key).map_err(|error| format!("pitaya.nats.tls.cert: {error}"))?
+        builder
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| format!("pitaya.nats.tls.cert: {error}"))?
     };
     Ok(Arc::new(tls))
 }

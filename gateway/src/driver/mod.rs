@@ -14,6 +14,7 @@
 mod backoff;
 mod buffers;
 mod epoll;
+mod pending;
 mod slots;
 mod socket;
 mod token;
@@ -158,8 +159,8 @@ pub enum Event {
     Detached {
         /// Whose it was.
         token: Token,
-        /// The descriptor. Its `O_NONBLOCK` is as this driver needed it; `attach` and `listen` set it
-        /// for theirs.
+        /// The descriptor. `O_NONBLOCK` is off where a ring had it; a listener that epoll had is
+        /// non-blocking. `attach` and `listen` set what they need.
         socket: OwnedFd,
     },
     /// Somebody woke the driver, once or more often, since the last such event.

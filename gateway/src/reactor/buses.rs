@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use shared::error::{Error, code};
+use shared::metrics::{CoreCounter, FailReason};
 use shared::nats::client::Event;
 use shared::nats::encoder;
 
@@ -172,14 +173,21 @@ impl Reactor {
         self.with_bus(number, |connections, turn| {
             for proof in turn.bus.take_proofs(|proof| proof.barrier == Some(barrier)) {
                 match connections.find(proof.connection, proof.session) {
-                    Some(connection) => calls::proven(connection, proof.reply, turn.rules, turn.bus),
+                    Some(connection) => {
+                        calls::proven(connection, proof.reply, turn.rules, turn.bus)
+                    }
                     None => turn.bus.reply(proof.reply, &calls::session_not_found()),
                 }
             }
         });
     }
 
-    pub(super) fn handle_bus_sent(&mut self, number: usize, buffer: Vec<u8>, result: io::Result<usize>) {
+    pub(super) fn handle_bus_sent(
+        &mut self,
+        number: usize,
+        buffer: Vec<u8>,
+        result: io::Result<usize>,
+    ) {
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Bus { link: Some(link), state } = bus else { return };
         let Carrier::Nats(lines) = &mut state.carrier else { return };
@@ -189,7 +197,9 @@ impl Reactor {
                 link.freeze(buffer.get(start..).unwrap_or_default(), lines);
                 Ok(())
             }
-            Ok(bytes) => link.handle_sent(buffer, bytes, lines, &mut self.driver, &mut self.core.pool),
+            Ok(bytes) => {
+                link.handle_sent(buffer, bytes, lines, &mut self.driver, &mut self.core.pool)
+            }
             Err(error) => Err(LinkError::Io(error)),
         };
         state.assign_barrier();
@@ -213,7 +223,7 @@ impl Reactor {
         self.with_bus(number, fail_everything);
         let reactor = self.core.reactor;
         tracing::warn!(reactor, address, %error, "lost the connection to NATS; requests fail until it is back");
-        self.core.meter.bus_lost();
+        self.core.meter.count(CoreCounter::NatsReconnects);
         self.report(Report::BusLost { reactor });
         self.ask_for_bus(number);
     }
@@ -270,12 +280,13 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
     let error = Error::new(code::BUSY, NOT_CONNECTED);
     for pending in failed {
         // What waited for room goes on waiting: for the bus now, until its own deadline.
-        if let Some(server) = turn.bus.targets.find(pending.target).map(|target| target.server.clone())
+        if let Some(server) =
+            turn.bus.targets.find(pending.target).map(|target| target.server.clone())
             && let Some(waiting) = turn.bus.targets.end(pending.target)
         {
             turn.bus.targets.wait_again(&server.server_type, waiting);
         }
-        deliver::fail(&pending, &error, connections, turn);
+        deliver::fail(&pending, FailReason::BusDown, &error, connections, turn);
     }
     for proof in turn.bus.take_proofs(|_| true) {
         let Some(connection) = connections.find(proof.connection, proof.session) else { continue };

@@ -44,7 +44,11 @@ impl EndLog {
         for (lines, reason) in self.lines.iter().zip(CloseReason::ALL) {
             if *lines > LINES_MAX {
                 let silenced = lines - LINES_MAX;
-                tracing::warn!(cause = reason.label(), silenced, "connections closed, not logged one by one");
+                tracing::warn!(
+                    cause = reason.label(),
+                    silenced,
+                    "connections closed, not logged one by one"
+                );
             }
         }
         *self = Self { second, ..Self::default() };
@@ -139,7 +143,8 @@ impl Reactor {
                 (None, _) => calls::bad_request("the request has no message"),
                 (Some(message), None) => calls::route_not_found(message.route),
                 (Some(message), Some(addressee)) => {
-                    let Some((session, place)) = calls::find(&self.core.directory, addressee) else {
+                    let Some((session, place)) = calls::find(&self.core.directory, addressee)
+                    else {
                         let answer = calls::session_not_found();
                         self.with_bus(home, |_, turn| turn.bus.reply(reply, &answer));
                         return;
@@ -151,7 +156,12 @@ impl Reactor {
                     let mut reply = Some(reply);
                     let mut act = |connection: &mut Connection, turn: &mut Turn<'_>| {
                         if connection.client.session.id() == session {
-                            calls::serve(connection, &message, reply.take().unwrap_or_default(), turn);
+                            calls::serve(
+                                connection,
+                                &message,
+                                reply.take().unwrap_or_default(),
+                                turn,
+                            );
                         }
                     };
                     self.with_connection(place.token, &mut act);

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shared::close::CloseReason;
+use shared::metrics::CoreCounter;
 use shared::session::{IpVersion, Session};
 
 use super::Reactor;
@@ -35,12 +36,15 @@ impl Reactor {
     }
 
     fn handle_accepted(&mut self, listener: Token, socket: OwnedFd) {
-        let Some(Occupant::Listener(protocol)) = self.connections.occupant(listener) else { return };
+        let Some(Occupant::Listener(protocol)) = self.connections.occupant(listener) else {
+            return;
+        };
         let protocol = *protocol;
-        self.core.meter.accepted();
+        self.core.meter.count(CoreCounter::Accepted);
         if !self.core.directory.open(self.rules.connections_max) {
             self.core.meter.closed(CloseReason::Overload);
-            self.end_log.refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
+            self.end_log
+                .refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
             return;
         }
         if let Err(error) = self.admit(protocol, socket) {
@@ -65,7 +69,7 @@ impl Reactor {
     }
 
     fn handle_accept_failed(&mut self, error: &io::Error) {
-        self.core.meter.accept_failed();
+        self.core.meter.count(CoreCounter::AcceptFailures);
         self.end_log.refused(self.core.now_ms, &format!("accept: {error}"));
     }
 
@@ -84,7 +88,7 @@ impl Reactor {
             return;
         };
         let bytes = self.driver.bytes(buffer);
-        self.core.meter.received_bytes(bytes.len());
+        self.core.meter.add(CoreCounter::ReceivedBytes, bytes.len());
         let mut turn = Turn {
             rules: &self.rules,
             core: &mut self.core,
@@ -99,8 +103,8 @@ impl Reactor {
 
     /// Bytes of a client that did not come straight from its socket.
     pub(super) fn handle_bytes(&mut self, token: Token, bytes: &mut [u8]) {
-        let outcome =
-            self.with_connection(token, |connection, turn| take_in_guarded(connection, bytes, turn));
+        let outcome = self
+            .with_connection(token, |connection, turn| take_in_guarded(connection, bytes, turn));
         if let Some(Err(reason)) = outcome {
             self.end(token, reason);
         }
@@ -118,7 +122,7 @@ impl Reactor {
                         return;
                     }
                 };
-                self.core.meter.sent_bytes(bytes);
+                self.core.meter.add(CoreCounter::SentBytes, bytes);
                 if let Some(remainder) = &mut connection.client.freezing {
                     let unsent = connection.client.outbox.remainder(&buffer, bytes);
                     remainder.extend_from_slice(unsent);
@@ -148,8 +152,11 @@ impl Reactor {
                 if connection.client.closing().is_some() {
                     self.poll_closing(token);
                 } else {
-                    let reason =
-                        if error.is_some() { CloseReason::IoError } else { CloseReason::PeerClosed };
+                    let reason = if error.is_some() {
+                        CloseReason::IoError
+                    } else {
+                        CloseReason::PeerClosed
+                    };
                     self.end(token, reason);
                 }
             }
@@ -168,7 +175,8 @@ fn take_in_guarded(
     bytes: &mut [u8],
     turn: &mut Turn<'_>,
 ) -> Result<(), CloseReason> {
-    catch_unwind(AssertUnwindSafe(|| take_in(connection, bytes, turn))).unwrap_or(Err(CloseReason::Internal))
+    catch_unwind(AssertUnwindSafe(|| take_in(connection, bytes, turn)))
+        .unwrap_or(Err(CloseReason::Internal))
 }
 
 /// One client's bytes, through its wire, into whatever they ask for.
@@ -179,7 +187,7 @@ fn take_in(
 ) -> Result<(), CloseReason> {
     let Connection { token, wire, client, .. } = connection;
     let token = *token;
-    if client.closing().is_some() {
+    if client.is_ending() {
         return Ok(());
     }
     if client.freezing.is_some() {
@@ -217,7 +225,9 @@ fn take_in(
 
 fn peer_of(socket: &impl AsFd) -> io::Result<std::net::SocketAddr> {
     let address = rustix::net::getpeername(socket)?;
-    let peer = address.and_then(|any| std::net::SocketAddr::try_from(any).ok()).ok_or(io::ErrorKind::NotConnected)?;
+    let peer = address
+        .and_then(|any| std::net::SocketAddr::try_from(any).ok())
+        .ok_or(io::ErrorKind::NotConnected)?;
     // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d; logs and `ipversion` want a.b.c.d.
     Ok(std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()))
 }

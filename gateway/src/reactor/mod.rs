@@ -131,7 +131,9 @@ pub struct Reactor {
 enum Stage {
     Running,
     /// Connections end when their requests are answered, at the latest then.
-    Stopping { deadline_ms: u64 },
+    Stopping {
+        deadline_ms: u64,
+    },
     Stopped,
 }
 
@@ -286,6 +288,9 @@ impl Reactor {
     }
 
     fn end(&mut self, token: Token, reason: CloseReason) {
+        if let Some(connection) = self.connections.at(token) {
+            connection.client.mark_ending();
+        }
         self.core.ending.push((token, reason));
     }
 

@@ -171,7 +171,12 @@ impl Reactor {
         }
     }
 
-    fn resume(&mut self, state: ConnectionState, socket: OwnedFd, bus: usize) -> Option<(Token, Token)> {
+    fn resume(
+        &mut self,
+        state: ConnectionState,
+        socket: OwnedFd,
+        bus: usize,
+    ) -> Option<(Token, Token)> {
         let before = state.token;
         let session = state.session.id();
         let Ok(token) = self.driver.attach(socket) else {
@@ -192,7 +197,12 @@ impl Reactor {
     }
 
     /// Points requests, binds and subscriptions of the adopted bus to the new places.
-    fn resume_bus(&mut self, number: usize, socket: Option<OwnedFd>, tokens: &HashMap<Token, Token>) {
+    fn resume_bus(
+        &mut self,
+        number: usize,
+        socket: Option<OwnedFd>,
+        tokens: &HashMap<Token, Token>,
+    ) {
         let Some(bus) = self.buses.get_mut(number) else { return };
         let follow = |token: &mut Token| {
             if let Some(now) = tokens.get(token) {

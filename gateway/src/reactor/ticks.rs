@@ -6,12 +6,14 @@
 use shared::agent::Due;
 use shared::close::CloseReason;
 use shared::error::{Error, code};
+use shared::metrics::FailReason;
 use shared::packet;
 
 use super::{Reactor, Stage};
 use crate::bus::{Readiness, pending::Pending};
 use crate::connections::Connections;
 use crate::deliver;
+use crate::meter::Levels;
 use crate::turn::Turn;
 
 /// Time between ticks, ms. A request is given up at most this much late.
@@ -29,7 +31,15 @@ impl Reactor {
         }
         self.poll_closings();
         self.tick_stop();
-        self.core.meter.publish(self.connections.clients(), self.driver.stats());
+        self.core.meter.publish(self.levels());
+    }
+
+    fn levels(&self) -> Levels {
+        Levels {
+            clients: self.connections.clients(),
+            in_flight: self.buses.iter().map(|(_, bus)| bus.state.pending.len()).sum(),
+            is_bus_ready: self.buses.get(self.home).is_some_and(|bus| bus.state.is_ready()),
+        }
     }
 
     fn sweep_connections(&mut self) {
@@ -37,15 +47,19 @@ impl Reactor {
         let core = &mut self.core;
         for connection in self.connections.slice(self.ticks % SLICES, SLICES) {
             let (token, client) = (connection.token, &mut connection.client);
-            if client.closing().is_some() || client.freezing.is_some() {
+            if client.is_ending() || client.freezing.is_some() {
                 continue;
             }
             if client.outbox.is_overdue(rules.write_timeout_ms, core.now_ms) {
+                client.mark_ending();
                 core.ending.push((token, CloseReason::WriteTimeout));
                 continue;
             }
             match client.agent.poll_due(&rules.agent, core.now_ms) {
-                Some(Due::Close(reason)) => core.ending.push((token, reason)),
+                Some(Due::Close(reason)) => {
+                    client.mark_ending();
+                    core.ending.push((token, reason));
+                }
                 Some(Due::Heartbeat) => {
                     let outcome = client.put_packet(&packet::HEARTBEAT, &mut core.put(rules));
                     core.settle(token, client, outcome);
@@ -72,8 +86,9 @@ impl Reactor {
         let is_late = self.core.now_ms >= deadline_ms;
         let core = &mut self.core;
         for connection in self.connections.slice(0, 1) {
-            let client = &connection.client;
-            if client.closing().is_none() && (is_late || client.in_flight == 0) {
+            let client = &mut connection.client;
+            if !client.is_ending() && (is_late || client.in_flight == 0) {
+                client.mark_ending();
                 core.ending.push((connection.token, CloseReason::Shutdown));
             }
         }
@@ -92,7 +107,7 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
         let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
         let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
         let released = turn.bus.targets.end(pending.target);
-        deliver::fail(&pending, &error, connections, turn);
+        deliver::fail(&pending, FailReason::Timeout, &error, connections, turn);
         if let (Some(waiting), Some(server)) = (released, server) {
             deliver::send_waiting(&server.server_type, waiting, connections, turn);
         }
@@ -101,7 +116,7 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
     turn.bus.targets.expire(now_ms, |waiting| late.push(waiting));
     for waiting in late {
         let error = Error::new(code::REQUEST_TIMEOUT, REQUEST_TIMEOUT);
-        deliver::fail_waiting(&waiting, &error, connections, turn);
+        deliver::fail_waiting(&waiting, FailReason::Timeout, &error, connections, turn);
     }
     while let Some((server_type, waiting)) = turn.bus.targets.next_waiting(now_ms) {
         deliver::send_waiting(&server_type, waiting, connections, turn);

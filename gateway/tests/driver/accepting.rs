@@ -135,7 +135,6 @@ fn in_a_process_of_its_own() {
 fn set_descriptors(soft: Option<u64>) -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let before = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: soft, ..before.clone() })
-        .unwrap();
+    setrlimit(Resource::Nofile, rustix::process::Rlimit { current: soft, ..before }).unwrap();
     before.current
 }

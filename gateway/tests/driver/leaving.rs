@@ -25,12 +25,14 @@ fn closing_with_a_send_in_flight_gives_the_buffer_back(kind: Kind) {
     let mut world = World::new(kind);
     let (server, mut client) = pair();
     let name = socket_name(&server);
+    socket2::SockRef::from(&server).set_send_buffer_size(16 << 10).unwrap();
+    socket2::SockRef::from(&client).set_recv_buffer_size(16 << 10).unwrap();
     let token = world.driver.attach(server.into()).unwrap();
     // More than the kernel takes: after some partial sends one is stuck, since nobody reads.
-    let bytes = pattern_bytes(0, 32 << 20);
+    let bytes = pattern_bytes(0, 8 << 20);
     world.send(token, &bytes);
     world.until("the kernel to be full", |world| {
-        world.sent.get(&token).is_some_and(|&sent| sent > 100_000)
+        world.sent.get(&token).is_some_and(|&sent| sent > 10_000)
     });
     let mut sent = 0;
     while sent != world.sent[&token] {
@@ -100,7 +102,7 @@ fn a_detached_connection_goes_on_in_the_other_kind_of_driver(kind: Kind) {
 /// the bytes: one that is lost, doubled or exchanged shows.
 fn move_under_traffic(one: Kind, two: Kind) {
     const MOVES: usize = 40;
-    const BYTES: usize = 6 << 20;
+    const BYTES: usize = 4 << 20;
     let mut worlds = [World::new(one), World::new(two)];
     let (server, client) = pair();
     let mut writing = client.try_clone().unwrap();
@@ -130,10 +132,10 @@ fn move_under_traffic(one: Kind, two: Kind) {
             break;
         }
         world.until("its share", |world| before + world.text(token).len() >= share);
-        let taken = world.text(token).len();
+        let early = world.text(token).len();
         world.detach(token);
         world.until("the socket", |world| world.detached.contains_key(&token));
-        raced += world.text(token).len() - taken;
+        raced += world.text(token).len() - early;
         received.extend_from_slice(world.text(token));
         if let Some(rest) = world.unsent.remove(&token) {
             unsent = rest;
@@ -169,10 +171,11 @@ fn dropping_the_driver_closes_everything(kind: Kind) {
     let mut names = Vec::new();
     for number in 0..20 {
         let (server, client) = pair();
+        socket2::SockRef::from(&server).set_send_buffer_size(16 << 10).unwrap();
         names.push(socket_name(&server));
         let token = driver.attach(server.into()).unwrap();
         if number % 2 == 0 {
-            driver.send(token, vec![b'x'; 16 << 20], 0);
+            driver.send(token, vec![b'x'; 8 << 20], 0);
         }
         clients.push(client);
     }

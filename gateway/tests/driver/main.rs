@@ -3,6 +3,7 @@
 //! Peers are ordinary blocking sockets. Where a machine forbids `io_uring`, the tests of the ring fail
 //! and say so: a driver that was not tested must not look as if it had been.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 /// Makes a test of each driver from one function over the kind.
 macro_rules! both_drivers {
@@ -26,4 +27,5 @@ mod leaving;
 mod limits;
 mod traffic;
 mod waking;
+mod walk;
 mod world;

@@ -25,7 +25,9 @@ fn wake_ups_of_many_threads_become_one_event(kind: Kind) {
                 thread::spawn(move || (0..100).for_each(|_| waker.wake()))
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         world.until("the event", |world| world.woken >= round);
         world.driver.wait(Some(Duration::ZERO)).unwrap();
         world.drain();

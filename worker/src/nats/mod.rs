@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 pub use link::NatsLink;
@@ -37,14 +37,20 @@ pub struct NatsSettings {
     pub connect_timeout: Duration,
     /// Pause before another attempt; doubled up to 8 s, with as much again at random.
     pub reconnect_wait: Duration,
+    /// Added at random to each such pause.
+    pub reconnect_jitter: Duration,
     /// How often the connection is probed; two lost probes end it.
     pub ping_interval: Duration,
-    /// Token, if the URL has no credentials.
+    /// Attempts to connect again; none means without end.
+    pub reconnects_max: Option<usize>,
+    /// User and password, if the URL has none.
+    pub user: Option<(String, String)>,
+    /// Token, likewise.
     pub token: Option<String>,
     /// NKey seed.
     pub nkey: Option<String>,
-    /// File with a JWT and a seed.
-    pub credentials: Option<PathBuf>,
+    /// Text of a credentials file, with a JWT and a seed.
+    pub credentials: Option<String>,
     /// Certificates to trust besides the system's.
     pub tls_ca: Option<PathBuf>,
     /// Certificate and key to show.
@@ -59,7 +65,10 @@ impl NatsSettings {
             name: name.into(),
             connect_timeout: Duration::from_secs(5),
             reconnect_wait: Duration::from_millis(250),
+            reconnect_jitter: Duration::ZERO,
             ping_interval: Duration::from_secs(15),
+            reconnects_max: None,
+            user: None,
             token: None,
             nkey: None,
             credentials: None,
@@ -75,7 +84,7 @@ pub enum NatsError {
     /// The URL list is empty or not readable. Passwords are not part of the text.
     #[error("the NATS URL list is not readable: {0}")]
     Urls(std::io::Error),
-    /// The credentials file is not readable.
+    /// The credentials are not readable.
     #[error("the NATS credentials are not readable: {0}")]
     Credentials(std::io::Error),
     /// No server of the list took the connection.
@@ -95,20 +104,22 @@ pub async fn connect(
     let servers: Result<Vec<ServerAddr>, _> =
         settings.urls.split(',').map(|url| url.trim().parse()).collect();
     let servers = servers.map_err(NatsError::Urls)?;
-    Ok(options(settings, events).await?.connect(servers).await?)
+    Ok(options(settings, events)?.connect(servers).await?)
 }
 
-async fn options(
+fn options(
     settings: &NatsSettings,
     events: mpsc::Sender<Event>,
 ) -> Result<ConnectOptions, NatsError> {
-    let wait = settings.reconnect_wait;
+    let (wait, jitter) = (settings.reconnect_wait, settings.reconnect_jitter);
     let mut options = ConnectOptions::new()
         .name(&settings.name)
         .connection_timeout(settings.connect_timeout)
         .ping_interval(settings.ping_interval)
-        .max_reconnects(None)
-        .reconnect_delay_callback(move |attempts| backoff(wait, attempts))
+        .max_reconnects(settings.reconnects_max)
+        .reconnect_delay_callback(move |attempts| {
+            backoff(wait, attempts) + jitter.mul_f64(fastrand::f64())
+        })
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .event_callback(move |event| {
             let _ = events.try_send(event);
@@ -120,8 +131,11 @@ async fn options(
     if let Some(seed) = &settings.nkey {
         options = options.nkey(seed.clone());
     }
-    if let Some(file) = &settings.credentials {
-        options = options.credentials_file(file).await.map_err(NatsError::Credentials)?;
+    if let Some((user, password)) = &settings.user {
+        options = options.user_and_password(user.clone(), password.clone());
+    }
+    if let Some(text) = &settings.credentials {
+        options = options.credentials(text).map_err(NatsError::Credentials)?;
     }
     if let Some(file) = &settings.tls_ca {
         options = options.add_root_certificates(file.clone());
@@ -146,7 +160,8 @@ pub(crate) fn backoff(wait: Duration, attempts: usize) -> Duration {
 pub async fn subscribe(client: &Client, subject: &str) -> Result<Subscriber, NatsError> {
     let group = "dragonfruit".to_owned();
     let subscriber = client.queue_subscribe(subject.to_owned(), group).await;
-    let subscriber = subscriber.map_err(|_| NatsError::Broken("the subject cannot be subscribed"))?;
+    let subscriber =
+        subscriber.map_err(|_| NatsError::Broken("the subject cannot be subscribed"))?;
     barrier(client, Duration::from_secs(10)).await?;
     Ok(subscriber)
 }
@@ -163,9 +178,27 @@ pub async fn barrier(client: &Client, limit: Duration) -> Result<(), NatsError> 
     }
 }
 
-/// Hands everything that arrives to the service, until the subscription ends. Never waits for a handler.
-pub async fn feed(mut subscriber: Subscriber, service: Service, link: NatsLink) {
-    while let Some(message) = subscriber.next().await {
+/// Hands everything that arrives to the service, until `stop`; then takes what has arrived already, and ends. Never
+/// waits for a handler.
+pub async fn feed(
+    mut subscriber: Subscriber,
+    service: Service,
+    link: NatsLink,
+    mut stop: oneshot::Receiver<()>,
+) {
+    let mut is_stopping = false;
+    loop {
+        let message = tokio::select! {
+            message = subscriber.next() => message,
+            _ = &mut stop, if !is_stopping => {
+                is_stopping = true;
+                // What NATS sends until it reads the unsubscription may be lost: nobody calls a server any more that
+                // left the cluster a while ago.
+                let _ = subscriber.drain().await;
+                continue;
+            }
+        };
+        let Some(message) = message else { return };
         service.set_answer_bytes_max(link.payload_bytes_max());
         let reply = match message.reply {
             None => Reply::discard(),

@@ -7,6 +7,10 @@ use super::super::DriverError;
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use std::{collections::VecDeque, io, time::Duration};
 
+/// A longer timeout is cut to this: the kernel counts in 64-bit nanoseconds, and an overflow would
+/// mean no wait at all.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A ring of one thread.
 pub(super) struct Ring {
     queues: IoUring,
@@ -157,7 +161,10 @@ impl Ring {
             return Ok(());
         }
         drop(submission);
-        let is_polling = has_completions || timeout.is_some_and(|timeout| timeout.is_zero());
+        // What could not be handed over must be tried again soon, not after a long sleep.
+        let is_polling = has_completions
+            || !self.backlog.is_empty()
+            || timeout.is_some_and(|timeout| timeout.is_zero());
         let entered = if is_polling {
             // Without this flag deferred work would not run, and nothing would ever complete.
             self.enter(0, EnterFlags::GETEVENTS, None)
@@ -183,7 +190,7 @@ impl Ring {
             // SAFETY: no argument is passed. The queued operations are valid: see `push`.
             return unsafe { submitter.enter::<libc::sigset_t>(queued, want, flags.bits(), None) };
         };
-        let time = types::Timespec::from(timeout);
+        let time = types::Timespec::from(timeout.min(TIMEOUT_MAX));
         let arguments = types::SubmitArgs::new().timespec(&time);
         let flags = flags | EnterFlags::EXT_ARG;
         // SAFETY: `arguments` is what the flag announces and lives, like `time`, until the return.
@@ -218,4 +225,38 @@ fn is_passing(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ENOMEM)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_operations_than_both_queues_hold_all_complete_once() {
+        let (mut ring, _) = Ring::open(4, 8).unwrap();
+        for number in 0..1000 {
+            // SAFETY: it names no memory.
+            unsafe { ring.push(opcode::Nop::new().build().user_data(number)) };
+        }
+        let mut seen = vec![false; 1000];
+        for _ in 0..1000 {
+            ring.wait(Some(Duration::ZERO)).unwrap();
+            while let Some(completion) = ring.pop() {
+                let seen = &mut seen[completion.user_data as usize];
+                assert!(!std::mem::replace(seen, true), "completed twice");
+                assert!(completion.is_last() && completion.buffer().is_none());
+            }
+        }
+        assert!(seen.into_iter().all(|seen| seen), "one was lost");
+        assert!(ring.enters > 250, "the queue was full more than once");
+    }
+
+    #[test]
+    fn a_timeout_beyond_all_clocks_is_not_an_error() {
+        let (mut ring, _) = Ring::open(4, 8).unwrap();
+        // SAFETY: it names no memory.
+        unsafe { ring.push(opcode::Nop::new().build().user_data(7)) };
+        ring.wait(Some(Duration::MAX)).unwrap();
+        assert_eq!(ring.pop().map(|completion| completion.user_data), Some(7));
+    }
 }

@@ -8,32 +8,29 @@
 //! Invariant: a socket is in `ready` at most once, and is there (or in `starved`) whenever it could do
 //! something that it is allowed to do.
 
+mod turn;
+
 use super::{
     Buffer, DriverError, DriverStats, Event, Options, Token, Waker,
     backoff::Backoffs,
     buffers::Ledger,
+    pending::{Outgoing, Queued, Role},
     slots::Slots,
-    socket::{AcceptFailure, accept_failure, set_nonblocking, shut_down},
+    socket::{set_nonblocking, shut_down},
 };
 use mio::{Interest, Poll, Registry, unix::SourceFd};
 use rustix::{io::Errno, net::SendFlags};
 use std::{
     collections::VecDeque,
     fmt, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    time::{Duration, Instant},
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 /// mio's token of the waker; slots are far below.
 const WAKER: mio::Token = mio::Token(usize::MAX);
 /// Readiness events taken in one call. More sockets just need more calls.
 const READINESS_EVENTS: usize = 1024;
-/// A turn serves every socket that was ready at its begin once, and at least so many times in all:
-/// a single busy peer must not cost one selector call for each buffer.
-const SERVICES_PER_TURN_MIN: usize = 64;
-/// Connections taken from one listener in a row; a storm of new ones must not starve the old.
-const ACCEPTS_IN_A_ROW: usize = 16;
-
 /// A driver over a selector.
 pub struct Epoll {
     poll: Poll,
@@ -46,6 +43,8 @@ pub struct Epoll {
     starved: VecDeque<Token>,
     /// How many of `ready` may still be served in this turn.
     services_left: usize,
+    /// The number of this turn.
+    turn: u64,
     /// Events that are made, in order.
     queue: VecDeque<Queued>,
     memory: Box<[u8]>,
@@ -55,12 +54,6 @@ pub struct Epoll {
     backoffs: Backoffs,
     accept_rest: Duration,
     stats: DriverStats,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Listener,
-    Stream,
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "independent facts about a socket")]
@@ -78,19 +71,10 @@ struct Socket {
     has_ended: bool,
     is_leaving: bool,
     shuts_down_after_send: bool,
+    /// The turn of the last send: a second one in the same turn has to queue, or a peer that reads as
+    /// fast as it is sent to would hold the turn for ever.
+    sent_in_turn: u64,
     outgoing: Option<Outgoing>,
-}
-
-struct Outgoing {
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-/// An event that waits to be taken.
-enum Queued {
-    Event(Event),
-    /// Everything before it concerns the socket; when it is taken, the socket leaves.
-    Leave(Token),
 }
 
 impl Epoll {
@@ -108,6 +92,7 @@ impl Epoll {
             ready: VecDeque::new(),
             starved: VecDeque::new(),
             services_left: 0,
+            turn: 1,
             queue: VecDeque::new(),
             // Zeroed memory of this size comes untouched from the kernel: pages that are never used
             // are never there.
@@ -135,7 +120,10 @@ impl Epoll {
     }
 
     fn register(&mut self, fd: OwnedFd, role: Role) -> io::Result<Token> {
-        set_nonblocking(&fd, true)?;
+        if role == Role::Listener {
+            // Streams stay as they are, see `receive`; there is no such flag for an accept.
+            set_nonblocking(&fd, true)?;
+        }
         let raw = fd.as_raw_fd();
         let token = self.sockets.insert(Socket {
             fd,
@@ -150,6 +138,7 @@ impl Epoll {
             has_ended: false,
             is_leaving: false,
             shuts_down_after_send: false,
+            sent_in_turn: 0,
             outgoing: None,
         });
         let interest = match role {
@@ -198,7 +187,9 @@ impl Epoll {
             return self.queue.push_back(Queued::Event(Event::Sent { token, buffer, result }));
         }
         socket.outgoing = Some(Outgoing { buffer, start });
-        if socket.is_writable {
+        if socket.sent_in_turn == self.turn {
+            self.enqueue(token);
+        } else if socket.is_writable {
             self.try_send(token);
         }
     }
@@ -207,6 +198,7 @@ impl Epoll {
     fn try_send(&mut self, token: Token) {
         let Some(socket) = self.sockets.get_mut(token) else { return };
         let Some(Outgoing { buffer, start }) = socket.outgoing.take() else { return };
+        socket.sent_in_turn = self.turn;
         self.stats.sends += 1;
         let written = rustix::io::retry_on_intr(|| {
             rustix::net::send(&socket.fd, &buffer[start..], send_flags())
@@ -223,7 +215,7 @@ impl Epoll {
             }
             Err(errno) => Err(errno.into()),
         };
-        if socket.shuts_down_after_send {
+        if std::mem::take(&mut socket.shuts_down_after_send) {
             shut_down(&socket.fd);
         }
         self.queue.push_back(Queued::Event(Event::Sent { token, buffer, result }));
@@ -274,194 +266,6 @@ impl Epoll {
         Ok(())
     }
 
-    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        debug_assert_eq!(self.ledger.out(), 0, "all buffers are recycled before a wait");
-        let timeout = self.end_rests(timeout);
-        if !self.free_buffers.is_empty() {
-            self.ready.append(&mut self.starved);
-        }
-        let has_work = !self.queue.is_empty() || !self.ready.is_empty();
-        let timeout = if has_work { Some(Duration::ZERO) } else { timeout };
-        self.stats.enters += 1;
-        match self.poll.poll(&mut self.readiness, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => result?,
-        }
-        self.take_readiness();
-        self.services_left = self.ready.len().max(SERVICES_PER_TURN_MIN);
-        Ok(())
-    }
-
-    /// Wakes the listeners that have rested long enough; reads the clock only if one rests at all.
-    fn end_rests(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.backoffs.is_empty() {
-            return timeout;
-        }
-        let now = Instant::now();
-        while let Some(token) = self.backoffs.poll_rested(now) {
-            if let Some(socket) = self.sockets.get_mut(token) {
-                socket.is_resting = false;
-                self.enqueue(token);
-            }
-        }
-        self.backoffs.shorten(timeout, now)
-    }
-
-    fn take_readiness(&mut self) {
-        let readiness = std::mem::replace(&mut self.readiness, mio::Events::with_capacity(0));
-        for event in &readiness {
-            self.stats.completions += 1;
-            if event.token() == WAKER {
-                self.queue.push_back(Queued::Event(Event::Woken));
-                continue;
-            }
-            // A socket is deregistered before its slot is vacated, and readiness is taken in one go:
-            // the occupant is the one that the event is about.
-            let Some(token) = self.sockets.occupant(event.token().0) else { continue };
-            let Some(socket) = self.sockets.get_mut(token) else { continue };
-            let is_hung_up = event.is_read_closed() || event.is_error();
-            socket.is_hung_up |= is_hung_up;
-            socket.is_readable |= event.is_readable() || is_hung_up;
-            socket.is_writable |= event.is_writable() || event.is_write_closed() || is_hung_up;
-            self.enqueue(token);
-        }
-        self.readiness = readiness;
-    }
-
-    /// Puts a socket at the end of the queue if there is something that it can and may do.
-    fn enqueue(&mut self, token: Token) {
-        let Some(socket) = self.sockets.get_mut(token) else { return };
-        if !socket.is_queued && (socket.can_read() || socket.can_write()) {
-            socket.is_queued = true;
-            self.ready.push_back(token);
-        }
-    }
-
-    pub(super) fn next(&mut self) -> Option<Event> {
-        loop {
-            while let Some(queued) = self.queue.pop_front() {
-                if let Some(event) = self.resolve(queued) {
-                    return Some(event);
-                }
-            }
-            self.services_left = self.services_left.checked_sub(1)?;
-            let token = self.ready.pop_front()?;
-            let event = self.serve(token);
-            if event.is_some() {
-                return event;
-            }
-        }
-    }
-
-    /// Checks, when an event is taken, that its socket has not been closed since it was made.
-    fn resolve(&mut self, queued: Queued) -> Option<Event> {
-        let event = match queued {
-            Queued::Leave(token) => {
-                let socket = self.sockets.remove(token)?.fd;
-                return Some(Event::Detached { token, socket });
-            }
-            Queued::Event(event) => event,
-        };
-        match event {
-            Event::Woken => {
-                self.waker.take();
-                Some(Event::Woken)
-            }
-            Event::Sent { token, buffer, .. } if self.sockets.get(token).is_none() => {
-                Some(Event::Released { buffer })
-            }
-            Event::Accepted { listener, .. } | Event::AcceptFailed { listener, .. }
-                if self.sockets.get(listener).is_none() =>
-            {
-                None
-            }
-            event => Some(event),
-        }
-    }
-
-    /// Does one piece of work for a socket and puts it back if there is more.
-    fn serve(&mut self, token: Token) -> Option<Event> {
-        let socket = self.sockets.get_mut(token)?;
-        socket.is_queued = false;
-        if socket.can_write() {
-            self.try_send(token);
-        }
-        let socket = self.sockets.get(token)?;
-        let event = match socket.role {
-            _ if !socket.can_read() => None,
-            Role::Stream => self.receive(token),
-            Role::Listener => {
-                self.accept(token);
-                None
-            }
-        };
-        self.enqueue(token);
-        event
-    }
-
-    fn receive(&mut self, token: Token) -> Option<Event> {
-        let socket = self.sockets.get_mut(token)?;
-        let Some(&index) = self.free_buffers.last() else {
-            self.stats.no_buffers += 1;
-            socket.is_queued = true;
-            self.starved.push_back(token);
-            return None;
-        };
-        let start = usize::from(index) * self.buffer_bytes;
-        let memory = &mut self.memory[start..start + self.buffer_bytes];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&socket.fd, &mut *memory)) {
-            Err(Errno::AGAIN) => {
-                socket.is_readable = false;
-                None
-            }
-            Ok(0) => {
-                socket.has_ended = true;
-                Some(Event::Ended { token, error: None })
-            }
-            Err(errno) => {
-                socket.has_ended = true;
-                Some(Event::Ended { token, error: Some(errno.into()) })
-            }
-            Ok(bytes) => {
-                // A short read drains a stream; what comes later makes a new edge. Only an end that
-                // was announced before makes none.
-                if bytes < self.buffer_bytes && !socket.is_hung_up {
-                    socket.is_readable = false;
-                }
-                self.free_buffers.pop();
-                self.stats.received_bytes += bytes as u64;
-                let buffer = self.ledger.lend(index, bytes as u32);
-                Some(Event::Received { token, buffer })
-            }
-        }
-    }
-
-    fn accept(&mut self, listener: Token) {
-        for _ in 0..ACCEPTS_IN_A_ROW {
-            let Some(socket) = self.sockets.get_mut(listener) else { return };
-            let error: io::Error = match accept(socket.fd.as_fd()) {
-                Ok(accepted) => {
-                    let event = Event::Accepted { listener, socket: accepted };
-                    self.queue.push_back(Queued::Event(event));
-                    continue;
-                }
-                Err(error) => error,
-            };
-            if error.kind() == io::ErrorKind::WouldBlock {
-                socket.is_readable = false;
-                return;
-            }
-            self.stats.accept_errors += 1;
-            if accept_failure(&error) == AcceptFailure::Pause {
-                socket.is_resting = true;
-                self.backoffs.rest(listener, Instant::now() + self.accept_rest);
-                let event = Event::AcceptFailed { listener, error };
-                self.queue.push_back(Queued::Event(event));
-                return;
-            }
-        }
-    }
-
     pub(super) fn bytes(&mut self, buffer: &Buffer) -> &mut [u8] {
         let (index, length) = self.ledger.locate(buffer);
         let start = usize::from(index) * self.buffer_bytes;
@@ -478,17 +282,6 @@ impl Epoll {
 
     pub(super) fn sockets(&self) -> usize {
         self.sockets.len()
-    }
-}
-
-impl Socket {
-    fn can_read(&self) -> bool {
-        self.is_readable
-            && !(self.is_paused || self.is_resting || self.has_ended || self.is_leaving)
-    }
-
-    fn can_write(&self) -> bool {
-        self.is_writable && self.outgoing.is_some()
     }
 }
 
@@ -511,22 +304,7 @@ fn deregister(registry: &Registry, fd: &OwnedFd) {
 /// the signal anyway.
 fn send_flags() -> SendFlags {
     #[cfg(target_vendor = "apple")]
-    return SendFlags::empty();
+    return SendFlags::DONTWAIT;
     #[cfg(not(target_vendor = "apple"))]
-    SendFlags::NOSIGNAL
-}
-
-#[cfg(not(target_vendor = "apple"))]
-fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    use rustix::net::SocketFlags;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::accept_with(listener, flags)?)
-}
-
-#[cfg(target_vendor = "apple")]
-fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let socket = rustix::net::accept(listener)?;
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-    set_nonblocking(&socket, true)?;
-    Ok(socket)
+    SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT)
 }

@@ -1,0 +1,172 @@
+//! What a running server takes from the configuration, as the types of the parts that use it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared::cluster::discovery::DiscoveryOptions;
+use shared::config::{Config, Secret};
+use shared::server::{METADATA_WINDOW, Server};
+
+use crate::admission::Limits;
+use crate::nats::NatsSettings;
+
+/// Everything that [`crate::run`] needs to know.
+pub(crate) struct Settings {
+    pub(crate) own: Server,
+    pub(crate) nats: NatsSettings,
+    pub(crate) discovery: DiscoveryOptions,
+    pub(crate) limits: Limits,
+    pub(crate) request_timeout: Duration,
+    /// Where health and metrics are served.
+    pub(crate) admin: Vec<String>,
+}
+
+impl Settings {
+    /// `server_type` and `limits` are the application's; what an operator gives overrides them.
+    pub(crate) fn new(config: &Config, server_type: &str, limits: Limits) -> Self {
+        let limits = limits_of(config, limits);
+        let own = own_server(config, server_type, limits.window);
+        let name = format!("{}/{}", own.server_type, own.id);
+        Self {
+            own,
+            nats: nats(config, name),
+            discovery: discovery(config),
+            limits,
+            request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            admin: admin(config),
+        }
+    }
+}
+
+fn limits_of(config: &Config, limits: Limits) -> Limits {
+    let given = |key, own| if config.is_set(key) { config.size(key) } else { own };
+    Limits {
+        window: given("pitaya.handler.queue.maxrequests", limits.window),
+        session_waiting_max: given("pitaya.handler.queue.session", limits.session_waiting_max),
+        running_max: given("pitaya.handler.concurrency", limits.running_max),
+        ..limits
+    }
+}
+
+fn own_server(config: &Config, server_type: &str, window: usize) -> Server {
+    let id = match config.string("pitaya.server.id") {
+        "" => uuid::Uuid::new_v4().to_string(),
+        id => id.to_owned(),
+    };
+    let is_renamed = config.is_set("pitaya.server.type");
+    let server_type =
+        if is_renamed { config.string("pitaya.server.type") } else { server_type }.to_owned();
+    let mut metadata = config.map("pitaya.server.metadata");
+    metadata.insert(METADATA_WINDOW.to_owned(), window.to_string());
+    Server { id, server_type, metadata, frontend: false, hostname: hostname() }
+}
+
+fn hostname() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = kernel.or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
+    name.trim().to_owned()
+}
+
+fn nats(config: &Config, name: String) -> NatsSettings {
+    let secret = |key| Some(config.secret(key)).filter(|s| !s.is_empty());
+    let text = |key| secret(key).map(|secret: Secret| secret.reveal().to_owned());
+    let path = |key| Some(config.string(key)).filter(|p| !p.is_empty()).map(PathBuf::from);
+    let server = "pitaya.cluster.rpc.server.nats";
+    let reconnects = config.int(&format!("{server}.maxreconnectionretries"));
+    NatsSettings {
+        urls: config.string(&format!("{server}.connect")).to_owned(),
+        name,
+        connect_timeout: config.duration(&format!("{server}.connectiontimeout")),
+        reconnect_wait: config.duration(&format!("{server}.reconnectwait")),
+        reconnect_jitter: config.duration(&format!("{server}.reconnectjitter")),
+        ping_interval: config.duration(&format!("{server}.pinginterval")),
+        // The limit 0 would mean none to async-nats.
+        reconnects_max: usize::try_from(reconnects).ok().map(|n| n.max(1)),
+        user: text("pitaya.nats.password")
+            .map(|password| (config.string("pitaya.nats.user").to_owned(), password)),
+        token: text("pitaya.nats.token"),
+        nkey: text("pitaya.nats.nkey"),
+        credentials: text("pitaya.nats.credentials"),
+        tls_ca: path("pitaya.nats.tls.ca"),
+        tls_identity: path("pitaya.nats.tls.cert").zip(path("pitaya.nats.tls.key")),
+    }
+}
+
+fn discovery(config: &Config) -> DiscoveryOptions {
+    DiscoveryOptions {
+        endpoints: config.list("pitaya.cluster.sd.etcd.endpoints"),
+        user: config.string("pitaya.cluster.sd.etcd.user").to_owned(),
+        password: config.secret("pitaya.cluster.sd.etcd.pass").reveal().to_owned(),
+        prefix: config.string("pitaya.cluster.sd.etcd.prefix").to_owned(),
+        dial_timeout: config.duration("pitaya.cluster.sd.etcd.dialtimeout"),
+        lease_ttl: config.duration("pitaya.cluster.sd.etcd.heartbeat.ttl"),
+        sync_interval: config.duration("pitaya.cluster.sd.etcd.syncservers.interval"),
+        revoke_timeout: config.duration("pitaya.cluster.sd.etcd.revoke.timeout"),
+        shutdown_delay: config.duration("pitaya.cluster.sd.etcd.shutdown.delay"),
+        blacklist: config.list("pitaya.cluster.sd.etcd.servertypesblacklist"),
+        ..DiscoveryOptions::default()
+    }
+}
+
+fn admin(config: &Config) -> Vec<String> {
+    let mut addresses = config.list("pitaya.admin.listen");
+    if config.bool("pitaya.metrics.prometheus.enabled") {
+        addresses.push(format!("0.0.0.0:{}", config.int("pitaya.metrics.prometheus.port")));
+    }
+    // A host that is left out means all of them, as in Go.
+    let whole = |address: String| match address.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => address,
+    };
+    addresses.into_iter().map(whole).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::Binary;
+
+    use super::*;
+
+    fn load(flags: &[(&str, &str)]) -> Settings {
+        let flags: Vec<_> =
+            flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let config = Config::load(Binary::Worker, None, std::iter::empty(), &flags).unwrap();
+        Settings::new(&config, "chat", Limits { session_waiting_max: 7, ..Limits::default() })
+    }
+
+    #[test]
+    fn the_applications_values_hold_until_an_operator_gives_others() {
+        let settings = load(&[]);
+        assert_eq!(settings.own.server_type, "chat");
+        assert_eq!(settings.own.metadata[METADATA_WINDOW], "10000");
+        assert_eq!((settings.limits.session_waiting_max, settings.own.id.len()), (7, 36));
+        let settings = load(&[
+            ("pitaya.server.type", "room"),
+            ("pitaya.server.id", "r1"),
+            ("pitaya.handler.queue.maxrequests", "50"),
+            ("pitaya.handler.queue.session", "8"),
+        ]);
+        assert_eq!(settings.own.subject(), "pitaya/servers/room/r1");
+        assert_eq!(settings.nats.name, "room/r1");
+        assert_eq!(settings.own.metadata[METADATA_WINDOW], "50");
+        assert_eq!(settings.limits.session_waiting_max, 8);
+    }
+
+    #[test]
+    fn reconnecting_has_no_end_unless_it_is_given_one() {
+        assert_eq!(load(&[]).nats.reconnects_max, None);
+        let key = "pitaya.cluster.rpc.server.nats.maxreconnectionretries";
+        assert_eq!(load(&[(key, "15")]).nats.reconnects_max, Some(15));
+        assert_eq!(load(&[(key, "0")]).nats.reconnects_max, Some(1));
+    }
+
+    #[test]
+    fn the_metrics_port_is_served_only_when_enabled() {
+        assert_eq!(load(&[]).admin.len(), 1);
+        let on = [
+            ("pitaya.metrics.prometheus.enabled", "true"),
+            ("pitaya.metrics.prometheus.port", "0"),
+        ];
+        assert!(load(&on).admin.contains(&"0.0.0.0:0".to_owned()));
+    }
+}
