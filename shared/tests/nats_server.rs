@@ -394,15 +394,15 @@ fn a_server_that_stops_announces_it() {
 
 #[test]
 fn the_pings_of_both_sides_are_answered() {
-    let nats = Nats::start_configured("ping_interval: \"100ms\"\nping_max: 2");
+    let nats = Nats::start_configured("ping_interval: \"250ms\"\nping_max: 4");
     let mut connection = Connection::plain(&nats);
     subscribe(connection.client.out(), b"a", None, 1);
     connection.barrier();
     connection.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let start = Instant::now();
-    // Longer than the server would wait for three answers. Time passes faster for us than for the server.
-    while start.elapsed() < Duration::from_millis(800) {
-        let now_ms = start.elapsed().as_millis() as u64 * 1_000;
+    // Longer than the server would wait for its answers, and, for us, four times our interval.
+    while start.elapsed() < Duration::from_secs(2) {
+        let now_ms = start.elapsed().as_millis() as u64 * 20;
         connection.client.handle_tick(now_ms).unwrap();
         let out = std::mem::take(connection.client.out());
         connection.stream.write_all(&out).unwrap();

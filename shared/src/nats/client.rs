@@ -17,10 +17,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::PAYLOAD_BYTES_DEFAULT;
-use super::connect::{ConnectError, ConnectOptions, connect_line};
+use super::connect::{ConnectOptions, connect_line};
 use super::encoder::{PING, PONG};
-use super::info::{InfoError, ServerInfo};
-use super::parser::{Msg, ParseError, ParseLimits, ServerOp, Step, parse_step};
+use super::error::{ClientError, Severity};
+use super::info::ServerInfo;
+use super::parser::{Msg, ParseLimits, ServerOp, Step, parse_step};
 
 /// The number of a PING whose PONG the owner waits for.
 pub type Barrier = u64;
@@ -64,53 +65,6 @@ pub enum Event<'a> {
         /// Whether the connection is over.
         is_fatal: bool,
     },
-}
-
-/// Why a connection is over. Only [`ClientError::Connect`] is our fault.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// What the server sends cannot be read.
-    #[error("NATS protocol: {0}")]
-    Parse(#[from] ParseError),
-    /// The server's greeting cannot be read.
-    #[error("NATS protocol: {0}")]
-    Info(#[from] InfoError),
-    /// Our credentials do not fit the server.
-    #[error("NATS connect: {0}")]
-    Connect(#[from] ConnectError),
-    /// The server does not accept our credentials; trying again soon is of no use.
-    #[error("NATS server refuses us: {text}")]
-    Refused {
-        /// The server's words.
-        text: String,
-    },
-    /// The server ends the connection for another reason.
-    #[error("NATS server error: {text}")]
-    Server {
-        /// The server's words.
-        text: String,
-    },
-    /// The server sends something that has no place in this state.
-    #[error("NATS protocol: unexpected operation in state {state:?}")]
-    Unexpected {
-        /// The state.
-        state: State,
-    },
-    /// The greeting was not over in time.
-    #[error("NATS server has not finished the greeting within {timeout_ms} ms")]
-    ConnectTimeout {
-        /// The limit.
-        timeout_ms: u64,
-    },
-    /// The server has answered none of our last PINGs.
-    #[error("NATS server does not answer: {pings} pings unanswered")]
-    Stale {
-        /// How many.
-        pings: u32,
-    },
-    /// The connection was over before.
-    #[error("the NATS connection has failed before")]
-    Failed,
 }
 
 /// A PING of ours that is not answered yet.
@@ -456,8 +410,10 @@ impl Client {
         text: &str,
         events: &mut impl FnMut(Event<'_>),
     ) -> Result<(), ClientError> {
-        let severity =
-            if self.state == State::Ready { severity(text) } else { Severity::of_greeting(text) };
+        let severity = match self.state {
+            State::Ready => Severity::of(text),
+            _ => Severity::during_greeting(text),
+        };
         events(Event::ServerError { text, is_fatal: severity != Severity::Complaint });
         match severity {
             Severity::Complaint => Ok(()),
@@ -480,55 +436,6 @@ impl Client {
                 && barriers.clone().all(|barrier| barrier < self.barrier_next)
                 && barriers.is_sorted()
                 && (is_greeted || self.outstanding.is_empty())
-    }
-}
-
-/// What an -ERR means for the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Severity {
-    /// The server goes on: an operation was refused.
-    Complaint,
-    /// The server closes the connection.
-    Fatal,
-    /// The server closes the connection, and would do it again.
-    Refusal,
-}
-
-impl Severity {
-    /// Nothing that is refused during the greeting lets it go on.
-    fn of_greeting(text: &str) -> Self {
-        match severity(text) {
-            Self::Complaint => Self::Fatal,
-            severity => severity,
-        }
-    }
-}
-
-/// A text that is not known counts as a complaint: if it was more, the server closes the connection by itself.
-fn severity(text: &str) -> Severity {
-    const REFUSALS: [&str; 3] = ["authorization", "authentication", "account registration"];
-    const FATAL: [&str; 10] = [
-        "stale connection",
-        "slow consumer",
-        "maximum payload",
-        "maximum control line",
-        "maximum connections",
-        "maximum account active connections",
-        "parser error",
-        "unknown protocol operation",
-        "invalid client protocol",
-        "tls required",
-    ];
-    let text = text.to_ascii_lowercase();
-    // These name a subject, which may contain any of the words below.
-    if text.starts_with("permissions violation") || text.starts_with("invalid subject") {
-        Severity::Complaint
-    } else if REFUSALS.iter().any(|words| text.contains(words)) {
-        Severity::Refusal
-    } else if FATAL.iter().any(|words| text.contains(words)) {
-        Severity::Fatal
-    } else {
-        Severity::Complaint
     }
 }
 

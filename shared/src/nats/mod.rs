@@ -8,12 +8,14 @@
 pub mod client;
 pub mod connect;
 pub mod encoder;
+pub mod error;
 pub mod info;
 pub mod parser;
 pub mod url;
 
-pub use client::{Barrier, Client, ClientError, Event, FrozenClient, OutstandingPing, State};
+pub use client::{Barrier, Client, Event, FrozenClient, OutstandingPing, State};
 pub use connect::{Auth, ConnectError, ConnectOptions, Secret, connect_line};
+pub use error::ClientError;
 pub use info::{InfoError, ServerInfo};
 pub use parser::{Msg, ParseError, ParseLimits, ServerOp};
 pub use url::{NatsUrl, UrlError};

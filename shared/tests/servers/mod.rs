@@ -1,8 +1,9 @@
 //! Real servers for tests: each test starts its own nats-server or etcd on a free port of the loopback and ends it.
 //!
-//! Other crates include this file by its path; it needs the standard library and `tempfile`. A program is looked for
-//! in the environment (`DRAGONFRUIT_NATS_SERVER`, `DRAGONFRUIT_ETCD`), then in `PATH`, then in
-//! `<repository>/.servers/*/`. If there is none, the test says so loudly and fails.
+//! Other crates include this file with `#[path = "../../shared/tests/servers/mod.rs"] mod servers;`. It needs the
+//! standard library and `tempfile`. A program is looked for in the environment (`DRAGONFRUIT_NATS_SERVER`,
+//! `DRAGONFRUIT_ETCD`), then in `PATH`, then in `<repository>/.servers/*/`. If there is none, the test says so loudly
+//! and fails.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

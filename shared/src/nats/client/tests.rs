@@ -1,7 +1,8 @@
 //! Tests of the connection's state machine.
 
 use super::*;
-use crate::nats::connect::{Auth, Secret};
+use crate::nats::ParseError;
+use crate::nats::connect::{Auth, ConnectError, Secret};
 use crate::nats::encoder;
 
 const GREETING: &[u8] = b"INFO {\"server_id\":\"A\",\"max_payload\":1024,\"headers\":true}\r\n";
