@@ -63,8 +63,9 @@ pub enum HandshakeError {
         /// The limit that was given.
         limit_bytes: usize,
     },
-    /// The peer's body is not JSON, or a known member has the wrong type.
-    #[error("handshake is not acceptable JSON: {0}")]
+    /// The peer's body is not JSON, or a known member has the wrong type. The text names the place only: the parser's own
+    /// would quote the peer.
+    #[error("handshake is not acceptable JSON, line {}, column {}", .0.line(), .0.column())]
     Json(#[from] serde_json::Error),
     /// The peer's response is compressed and does not inflate.
     #[error("handshake response does not inflate: {0}")]

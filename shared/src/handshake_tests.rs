@@ -188,6 +188,12 @@ fn everything_that_go_refuses_is_refused() {
 }
 
 #[test]
+fn a_refusal_does_not_quote_the_peer() {
+    let error = decode_request(br#"{"user":"inject\nthis"}"#, LIMIT).unwrap_err();
+    assert_eq!(error.to_string(), "handshake is not acceptable JSON, line 1, column 22");
+}
+
+#[test]
 fn length_and_depth_are_bounded() {
     let mut body = br#"{"user":{"a":""#.to_vec();
     body.resize(LIMIT - 3, b'x');

@@ -116,6 +116,14 @@ pub enum ConfigWarning {
         /// The variable that is most like it, if any is.
         nearest: Option<String>,
     },
+    /// Values that Pitaya quietly ignores unless they are given together.
+    #[error("{}: {reason}", keys.join(", "))]
+    Together {
+        /// The keys.
+        keys: Vec<&'static str>,
+        /// What is wrong.
+        reason: &'static str,
+    },
 }
 
 fn suggestion(nearest: Option<&str>) -> String {

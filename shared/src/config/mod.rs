@@ -14,6 +14,7 @@ mod table;
 mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use load::{Loader, Slot};
 use value::Value;
 
 /// The checked values of all keys.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     binary: Binary,
     slots: Vec<Slot>,
@@ -60,6 +61,7 @@ impl Config {
         let mut config = Self { binary, slots, warnings };
         config.expand_short_forms();
         config.check_together(&mut errors);
+        config.warn_together();
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
 
@@ -87,11 +89,6 @@ impl Config {
     }
 
     fn check_together(&self, errors: &mut Vec<ConfigError>) {
-        let is_given = |name: &&'static str| match self.slot(name).map(|slot| &slot.value) {
-            Some(Value::Secret(secret)) => !secret.is_empty(),
-            Some(Value::Text(text)) => !text.is_empty(),
-            _ => false,
-        };
         let mut refuse = |keys: &[&'static str], reason| {
             errors.push(ConfigError::Together { keys: keys.to_vec(), reason });
         };
@@ -99,22 +96,39 @@ impl Config {
             ["pitaya.gateway.tls.cert", "pitaya.gateway.tls.key"],
             ["pitaya.nats.tls.cert", "pitaya.nats.tls.key"],
             ["pitaya.nats.user", "pitaya.nats.password"],
-            ["pitaya.cluster.sd.etcd.user", "pitaya.cluster.sd.etcd.pass"],
         ] {
-            if pair.iter().filter(|name| is_given(name)).count() == 1 {
+            if self.count_given(&pair) == 1 {
                 refuse(&pair, "one is of no use without the other");
             }
         }
-        let nats = [
+        let logins = [
             "pitaya.nats.user",
             "pitaya.nats.token",
             "pitaya.nats.nkey",
             "pitaya.nats.credentials",
         ];
-        let given: Vec<&'static str> = nats.into_iter().filter(|name| is_given(name)).collect();
-        if given.len() > 1 {
-            refuse(&given, "NATS takes one way to log in");
+        if self.count_given(&logins) > 1 {
+            refuse(&logins, "NATS takes one way to log in, but several are given");
         }
+    }
+
+    /// What Pitaya lets pass must not stop a process that is put in the place of a Go server.
+    fn warn_together(&mut self) {
+        let pair = ["pitaya.cluster.sd.etcd.user", "pitaya.cluster.sd.etcd.pass"];
+        if self.count_given(&pair) == 1 {
+            let reason = "one is ignored without the other";
+            self.warnings.push(ConfigWarning::Together { keys: pair.to_vec(), reason });
+        }
+    }
+
+    /// How many of these texts and secrets are not empty.
+    fn count_given(&self, keys: &[&str]) -> usize {
+        let is_given = |key: &&&str| match self.value(key) {
+            Some(Value::Secret(secret)) => !secret.is_empty(),
+            Some(Value::Text(text)) => !text.is_empty(),
+            _ => false,
+        };
+        keys.iter().filter(is_given).count()
     }
 
     /// The binary that this configuration is for.
@@ -226,7 +240,18 @@ impl Config {
         }
     }
 
-    /// All keys that this binary reads, for `--print-config`. Secrets and passwords are masked.
+    /// The value of a key as an operator may see it, with secrets and passwords masked.
+    pub fn shown(&self, key: &str) -> String {
+        let row = load::row_of(key).and_then(|row| KEYS.get(row)).zip(self.value(key));
+        row.map(|(row, value)| value.shown(&row.kind)).unwrap_or_default()
+    }
+
+    /// Whether this process reads a key. A standalone gateway is its own worker.
+    pub fn reads(&self, key: &Key) -> bool {
+        key.used_by.includes(self.binary) || self.string("pitaya.mode") == "standalone"
+    }
+
+    /// All keys that this process reads, for `--print-config`. Secrets and passwords are masked.
     pub fn print_table(&self, format: TableFormat) -> String {
         print::table(self, format)
     }
@@ -239,6 +264,13 @@ impl Config {
 
     fn value(&self, key: &str) -> Option<&Value> {
         self.slot(key).map(|slot| &slot.value)
+    }
+}
+
+impl fmt::Debug for Config {
+    /// Only the binary: values may hold passwords inside of URLs.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Config").field("binary", &self.binary).finish_non_exhaustive()
     }
 }
 

@@ -44,7 +44,12 @@ pub(super) fn table(config: &Config, format: TableFormat) -> String {
         out.push_str("| --- | --- | --- | --- | --- |\n");
     }
     for (key, slot) in KEYS.iter().zip(&config.slots) {
-        if !key.used_by.includes(config.binary) {
+        // The README's table must not depend on what is configured.
+        let is_read = match format {
+            TableFormat::Markdown => key.used_by.includes(config.binary),
+            _ => config.reads(key),
+        };
+        if !is_read {
             continue;
         }
         match format {

@@ -45,7 +45,8 @@ const fn seconds(min: i64, max: i64) -> Kind {
     Int { min, max, unit: "seconds" }
 }
 
-const RETRIES: Kind = Int { min: -1, max: 1_000_000, unit: "-1 = without end" };
+/// As in the Go client of NATS, any negative number has no end.
+const RETRIES: Kind = Int { min: -1_000_000, max: 1_000_000, unit: "negative = without end" };
 
 /// All keys, those of Pitaya first.
 #[rustfmt::skip]
@@ -56,7 +57,7 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.cluster.sd.etcd.pass", Secret, "", "etcd password."),
     row(Both, "pitaya.cluster.sd.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to etcd and for one lease."),
     row(Both, "pitaya.cluster.sd.etcd.prefix", Text, "pitaya/", "Prefix of all etcd keys, with its trailing slash."),
-    row(Both, "pitaya.cluster.sd.etcd.heartbeat.ttl", time(2 * SECOND, HOUR), "60s",
+    row(Both, "pitaya.cluster.sd.etcd.heartbeat.ttl", time(SECOND, HOUR), "60s",
         "Lease of this server's entry: how long a crashed server stays visible."),
     row(Both, "pitaya.cluster.sd.etcd.heartbeat.log", Bool, "false", "Log each renewal of the lease at level debug."),
     row(Both, "pitaya.cluster.sd.etcd.grantlease.timeout", TIMEOUT, "60s", "Limit for registering again after a lost lease."),
@@ -155,7 +156,7 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.modules.bindingstorage.etcd.endpoints", URLS, "localhost:2379", "etcd of the binding storage."),
     row(Both, "pitaya.modules.bindingstorage.etcd.prefix", Text, "pitaya/", "Prefix of its keys."),
     row(Both, "pitaya.modules.bindingstorage.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),
-    row(Gateway, "pitaya.modules.bindingstorage.etcd.leasettl", time(2 * SECOND, 30 * 24 * HOUR), "1h",
+    row(Gateway, "pitaya.modules.bindingstorage.etcd.leasettl", time(SECOND, 30 * 24 * HOUR), "1h",
         "How long the bindings of a crashed frontend stay."),
     row(Worker, "pitaya.groups.etcd.endpoints", URLS, "localhost:2379", "etcd of the groups."),
     row(Worker, "pitaya.groups.etcd.prefix", Text, "pitaya/", "Prefix of their keys."),

@@ -186,7 +186,9 @@ fn secrets_come_from_files_and_are_never_printed() {
         let text = config.print_table(format);
         assert!(!text.contains("hunter2"), "{text}");
     }
-    assert!(!format!("{:?}", config.secret("pitaya.nats.token")).contains("hunter2"));
+    assert!(!format!("{config:?} {:?}", config.secret("pitaya.nats.token")).contains("hunter2"));
+    let shown = config.shown("pitaya.cluster.rpc.client.nats.connect");
+    assert_eq!(shown, "nats://user:***@a:4222,nats://b:4222");
     assert!(!mistakes("", &[("PITAYA_NATS_TOKEN_FILE", "/does/not/exist")], &[])[0].is_empty());
     let twice = [("PITAYA_NATS_TOKEN_FILE", path), ("PITAYA_NATS_TOKEN", "a")];
     assert_eq!(mistakes("", &twice, &[]).len(), 1);
@@ -215,6 +217,21 @@ fn one_nats_url_list_serves_both_connections_unless_a_long_name_is_given() {
 fn only_one_way_to_log_in_to_nats_is_accepted() {
     let env = [("PITAYA_NATS_TOKEN", "a"), ("PITAYA_NATS_NKEY", "b")];
     assert!(mistakes("", &env, &[])[0].contains("one way to log in"));
+}
+
+#[test]
+fn an_etcd_user_without_a_password_only_warns_as_pitaya_ignores_it() {
+    let config = load("", &[("PITAYA_CLUSTER_SD_ETCD_USER", "root")], &[]).unwrap();
+    assert!(config.warnings()[0].to_string().contains("ignored without the other"));
+}
+
+#[test]
+fn a_standalone_gateway_prints_the_worker_s_keys_too() {
+    let prints = |config: &Config| {
+        config.print_table(TableFormat::Text).contains("pitaya.handler.concurrency")
+    };
+    assert!(!prints(&Config::defaults(Binary::Gateway)));
+    assert!(prints(&load("", &[], &[("pitaya.mode", "standalone")]).unwrap()));
 }
 
 #[test]
