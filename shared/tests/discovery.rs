@@ -8,14 +8,17 @@ mod etcd;
 #[path = "servers/relay.rs"]
 mod relay;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd::Etcd;
 use relay::Relay;
 use shared::cluster::discovery::{Discovery, DiscoveryError, DiscoveryOptions, ServerEvent};
-use shared::cluster::etcd::{Client, ClientOptions, EtcdError, WatchCreateRequest};
+use shared::cluster::etcd::{
+    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest,
+    RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest, prefix_end,
+};
 use shared::server::{Server, ServerTable};
 
 /// Longest wait for anything; reached only when a test fails.
@@ -319,6 +322,66 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     }
 }
 
+fn client(etcd: &Etcd) -> Client {
+    let options = ClientOptions {
+        endpoints: vec![etcd.endpoint()],
+        user: String::new(),
+        password: String::new(),
+        dial_timeout: Duration::from_secs(2),
+        call_timeout: Duration::from_secs(2),
+    };
+    Client::new(&options).expect("good options")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_calls_of_the_client_do_what_they_say() {
+    let etcd = Etcd::start();
+    let client = client(&etcd);
+    let lease = client.lease_grant(60).await.unwrap();
+    assert!(lease.id != 0 && lease.ttl == 60);
+    for (name, lease) in [("k/1", lease.id), ("k/2", 0), ("l/1", 0)] {
+        let put = PutRequest { key: name.into(), value: b"v".to_vec(), lease };
+        client.put(put).await.unwrap();
+    }
+    let all =
+        RangeRequest { key: b"k/".to_vec(), range_end: prefix_end(b"k/"), ..Default::default() };
+    let found = client.range(all.clone()).await.unwrap();
+    let leases = found.kvs.iter().map(|key_value| key_value.lease).collect::<Vec<_>>();
+    assert_eq!((found.count, leases), (2, vec![lease.id, 0]));
+    let found =
+        client.range(RangeRequest { keys_only: true, limit: 1, ..all.clone() }).await.unwrap();
+    assert!(found.more && found.kvs.len() == 1 && found.kvs[0].value.is_empty());
+
+    let left = client.lease_time_to_live(lease.id).await.unwrap();
+    assert!(left.ttl > 0 && left.granted_ttl == 60 && left.keys == [b"k/1"]);
+    assert_eq!(client.lease_keep_alive(lease.id).await.unwrap(), 60);
+    client.lease_revoke(lease.id).await.unwrap();
+    client.lease_revoke(lease.id).await.expect("revoking twice is no error");
+    assert!(matches!(client.lease_keep_alive(lease.id).await, Err(EtcdError::LeaseLost)));
+    assert_eq!(client.lease_time_to_live(lease.id).await.unwrap().ttl, -1);
+    assert_eq!(client.range(all.clone()).await.unwrap().count, 1);
+
+    // "Delete if the value is mine", twice: the second time it is not there.
+    for is_there in [true, false] {
+        let delete = DeleteRangeRequest { key: b"k/2".to_vec(), ..Default::default() };
+        let is_mine = Compare::equal(b"k/2".to_vec(), CompareValue::Value(b"v".to_vec()));
+        let txn = TxnRequest::new(
+            vec![is_mine],
+            vec![RequestOp::DeleteRange(delete)],
+            vec![RequestOp::Range(all.clone())],
+        );
+        let answer = client.txn(txn).await.unwrap();
+        assert_eq!(answer.succeeded, is_there);
+        match answer.into_responses().next().unwrap() {
+            ResponseOp::DeleteRange(answer) => assert!(is_there && answer.deleted == 1),
+            ResponseOp::Range(answer) => assert!(!is_there && answer.count == 0),
+            ResponseOp::Put(_) => panic!("nothing was put"),
+        }
+    }
+    let rest = DeleteRangeRequest { key: b"l".to_vec(), range_end: prefix_end(b"l") };
+    assert_eq!(client.delete_range(rest).await.unwrap().deleted, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compacted_revision_ends_a_watch_and_says_so() {
     let etcd = Etcd::start();
@@ -326,14 +389,7 @@ async fn a_compacted_revision_ends_a_watch_and_says_so() {
         put_by_hand(&etcd, &format!("r{number}"), "room");
     }
     let revision = etcd.compact();
-    let client = Client::new(&ClientOptions {
-        endpoints: vec![etcd.endpoint()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: Duration::from_secs(2),
-        call_timeout: Duration::from_secs(2),
-    })
-    .unwrap();
+    let client = client(&etcd);
     // etcd confirms such a watch first and cancels it then.
     let error = within(PATIENCE, "the cancellation", async {
         let request =
@@ -385,8 +441,11 @@ async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
     relay.freeze();
+    let frozen_at = Instant::now();
     put_by_hand(&etcd, "r1", "room");
     table(&watcher, "the missed server", |table| table.by_id("r1").is_some()).await;
+    // Before the pings of the connection notice anything.
+    assert!(frozen_at.elapsed() < Duration::from_secs(6), "{:?}", frozen_at.elapsed());
     eventually("the state", || watcher.is_connected() && watcher.is_registered()).await;
 }
 
@@ -428,6 +487,50 @@ async fn a_password_is_used_and_a_forgotten_token_is_asked_for_again() {
     table(&room, "the removal", |table| table.by_id("r4").is_none()).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_became_invalid_is_replaced_without_a_gap() {
+    let mut etcd = Etcd::start();
+    etcd.require_password("pitaya", "secret", "pitaya/");
+    let room = with_password(&etcd, "r1", "secret");
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.change_password("pitaya", "secret");
+    etcd.delete(&key("room", "r1"));
+    eventually("the key", || lease_of(&etcd, "room", "r1") == lease).await;
+    assert!(room.is_connected() && room.is_registered());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn authentication_may_be_switched_on_while_the_server_runs() {
+    let mut etcd = Etcd::start();
+    let room = with_password(&etcd, "r1", "secret");
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.require_password("pitaya", "secret", "pitaya/");
+    etcd.delete(&key("room", "r1"));
+    eventually("the key", || lease_of(&etcd, "room", "r1") == lease).await;
+    within(PATIENCE, "leaving", room.leave()).await;
+    assert!(etcd.key(&key("room", "r1")).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_etcd_costs_no_registration() {
+    let etcd = Etcd::start();
+    let mut options = options(&etcd.endpoint());
+    options.sync_interval = Duration::from_millis(300);
+    let room = Discovery::start(options, &server("r1", "room")).unwrap();
+    within(PATIENCE, "registration", room.register()).await;
+    let lease = lease_of(&etcd, "room", "r1");
+    etcd.run_out_of_space();
+    // Longer than the lease lasts without being renewed; with doubts about the key in between.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    etcd.delete(&key("room", "r1"));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    etcd.end_alarm();
+    eventually("the key on the old lease", || lease_of(&etcd, "room", "r1") == lease).await;
+    assert!(room.is_registered());
+}
+
 fn with_password(etcd: &Etcd, id: &str, password: &str) -> Discovery {
     let (user, password) = ("pitaya".to_owned(), password.to_owned());
     let options = DiscoveryOptions { user, password, ..options(&etcd.endpoint()) };
@@ -455,16 +558,54 @@ async fn leaving_is_bounded_while_etcd_is_away() {
 
 #[tokio::test]
 async fn mistakes_of_the_configuration_stop_the_start() {
-    let own = server("r1", "room");
-    let start = |endpoints: &[&str], own: &Server| {
+    let start = |endpoints: &[&str], id: &str| {
         let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
-        Discovery::start(DiscoveryOptions { endpoints, ..DiscoveryOptions::default() }, own)
+        let options = DiscoveryOptions { endpoints, ..DiscoveryOptions::default() };
+        Discovery::start(options, &server(id, "room"))
     };
-    assert!(matches!(start(&[], &own), Err(DiscoveryError::Endpoint(EtcdError::NoEndpoint))));
-    let bad = start(&["localhost:2379", "not a url"], &own);
+    assert!(matches!(start(&[], "r1"), Err(DiscoveryError::Endpoint(EtcdError::NoEndpoint))));
+    let bad = start(&["localhost:2379", "not a url"], "r1");
     assert!(matches!(bad, Err(DiscoveryError::Endpoint(EtcdError::InvalidEndpoint { .. }))));
-    let bad = start(&["localhost:2379"], &server("a/b", "room"));
+    let bad = start(&["localhost:2379"], "a/b");
     assert!(matches!(bad, Err(DiscoveryError::OwnServer(_))));
     let text = format!("{:?}", DiscoveryOptions { password: "secret".to_owned(), ..options("x") });
     assert!(!text.contains("secret"));
+}
+
+/// Servers come and go as fast as etcd takes it while connections break again and again; whatever is missed in between
+/// must be in the table at the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let etcd = Etcd::start();
+    let relay = Relay::start(&etcd.endpoint());
+    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector"))
+        .expect("good options");
+    within(PATIENCE, "the first sync", watcher.wait_synced()).await;
+    let mut expected = BTreeSet::new();
+    for _ in 0..400 {
+        let id = format!("r{}", random.u8(..40));
+        if random.u8(..3) == 0 {
+            etcd.delete(&key("room", &id));
+            expected.remove(&id);
+        } else {
+            put_by_hand(&etcd, &id, "room");
+            expected.insert(id);
+        }
+        match random.u8(..20) {
+            0 => relay.cut(),
+            1 => {
+                etcd.compact();
+            }
+            _ => {}
+        }
+    }
+    put_by_hand(&etcd, "the-last", "room");
+    expected.insert("the-last".to_owned());
+    let is_equal = |table: &ServerTable| {
+        table.iter().map(|server| &server.id).collect::<BTreeSet<_>>() == expected.iter().collect()
+    };
+    table(&watcher, "equality with etcd", is_equal).await;
 }

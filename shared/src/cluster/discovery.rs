@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::etcd::{Client, ClientOptions, EtcdError};
 use super::follower::{Follower, Link, Store};
-use super::registration::{Phase, Registration, Target};
+use super::registration::{OwnKey, Phase, Registration, Target};
 use super::retry::Retry;
 use super::table_builder::TableBuilder;
 use crate::server::{Server, ServerError, ServerTable};
@@ -29,6 +29,9 @@ const EVENTS_MAX: usize = 1024;
 
 /// Limit of one call to etcd.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Shortest interval and limit, whatever is configured: zero would be a busy loop, or a call that never succeeds.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Settings of service discovery; the defaults are those of Pitaya where Pitaya has the setting.
 #[derive(Clone)]
@@ -127,32 +130,33 @@ impl Discovery {
     /// Outside a tokio runtime.
     pub fn start(options: DiscoveryOptions, own: &Server) -> Result<Self, DiscoveryError> {
         own.check()?;
+        let dial_timeout = options.dial_timeout.max(INTERVAL_MIN);
         let client = Client::new(&ClientOptions {
             endpoints: options.endpoints,
             user: options.user,
             password: options.password,
-            dial_timeout: options.dial_timeout,
-            call_timeout: options.dial_timeout.min(CALL_TIMEOUT),
+            dial_timeout,
+            call_timeout: dial_timeout.min(CALL_TIMEOUT),
         })?;
         let prefix = format!("{}servers/", options.prefix);
-        let own_key = format!("{prefix}{}/{}", own.server_type, own.id).into_bytes();
+        let own_key_path = format!("{prefix}{}/{}", own.server_type, own.id).into_bytes();
         let (table_sender, tables) = watch::channel(Arc::new(ServerTable::default()));
         let (link_sender, link) = watch::channel(Link::default());
         let (phase_sender, phase) = watch::channel(Phase::Unregistered);
         let (target, target_receiver) = watch::channel(Target::Hidden);
         let (stop, stop_receiver) = watch::channel(());
         let events = broadcast::Sender::new(EVENTS_MAX);
-        let doubt = Arc::new(Notify::new());
+        let own_key = Arc::new(OwnKey::default());
         let retry_interval_max = options.retry_interval_max;
 
         let registration = Registration {
             client: client.clone(),
-            key: own_key.clone(),
+            key: own_key_path.clone(),
             value: own.encode(),
             lease_ttl: options.lease_ttl,
             revoke_timeout: options.revoke_timeout,
             retry: Retry::new("registration in etcd", retry_interval_max),
-            doubt: Arc::clone(&doubt),
+            own_key: Arc::clone(&own_key),
             phase: phase_sender,
             lease: None,
         };
@@ -160,11 +164,11 @@ impl Discovery {
             client,
             builder: TableBuilder::new(prefix.clone(), own.id.clone(), options.blacklist),
             prefix: prefix.into_bytes(),
-            own_key,
-            sync_interval: options.sync_interval,
+            own_key_path,
+            sync_interval: options.sync_interval.max(INTERVAL_MIN),
             store: Store::new(options.store_lost_grace),
             retry: Retry::new("following the servers in etcd", retry_interval_max),
-            doubt,
+            own_key,
             tables: table_sender,
             events: events.clone(),
             link: link_sender,

@@ -9,13 +9,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::etcd::{
     Client, EtcdError, EventType, KeyValue, RangeRequest, ResponseHeader, WatchCreateRequest,
     WatchResponse, prefix_end,
 };
+use super::registration::OwnKey;
 use super::retry::Retry;
 use super::table_builder::{Absent, Entry, ServerEvent, TableBuilder};
 use crate::server::ServerTable;
@@ -25,12 +26,11 @@ pub(super) struct Follower {
     pub(super) builder: TableBuilder,
     /// Of the server keys.
     pub(super) prefix: Vec<u8>,
-    pub(super) own_key: Vec<u8>,
+    pub(super) own_key_path: Vec<u8>,
     pub(super) sync_interval: Duration,
     pub(super) store: Store,
     pub(super) retry: Retry,
-    /// Tells the registration that the own key may be gone.
-    pub(super) doubt: Arc<Notify>,
+    pub(super) own_key: Arc<OwnKey>,
     pub(super) tables: watch::Sender<Arc<ServerTable>>,
     pub(super) events: broadcast::Sender<ServerEvent>,
     pub(super) link: watch::Sender<Link>,
@@ -135,7 +135,8 @@ impl Follower {
             self.publish();
         }
         self.link.send_if_modified(|link| !std::mem::replace(&mut link.is_synced, true));
-        self.doubt.notify_one();
+        let own = answer.kvs.iter().find(|key_value| key_value.key == self.own_key_path);
+        self.own_key.seen(own.map(|key_value| key_value.lease));
         let next = now + self.sync_interval;
         Ok(self.store.grace_until.map_or(next, |until| until.min(next)))
     }
@@ -151,8 +152,8 @@ impl Follower {
             is_changed |= match kind {
                 EventType::Put => self.builder.apply_put(entry(&key_value)),
                 EventType::Delete => {
-                    if key_value.key == self.own_key {
-                        self.doubt.notify_one();
+                    if key_value.key == self.own_key_path {
+                        self.own_key.seen(None);
                     }
                     self.builder.apply_delete(&key_value.key)
                 }

@@ -20,6 +20,8 @@ pub(crate) struct Etcd {
     client_port: u16,
     peer_port: u16,
     process: Option<Child>,
+    /// Of the root user, once authentication is on.
+    token: Option<String>,
 }
 
 impl Etcd {
@@ -29,7 +31,7 @@ impl Etcd {
         for _ in 0..5 {
             let [client_port, peer_port] = free_ports();
             let directory = tempfile::tempdir().expect("a temporary directory");
-            let mut etcd = Self { directory, client_port, peer_port, process: None };
+            let mut etcd = Self { directory, client_port, peer_port, process: None, token: None };
             if etcd.try_start() {
                 return etcd;
             }
@@ -108,9 +110,24 @@ impl Etcd {
         revision.parse().expect("a revision")
     }
 
-    /// Switches authentication on, with a user who may do everything below `prefix`. The other methods do not work
-    /// any more after this.
-    pub(crate) fn require_password(&self, user: &str, password: &str, prefix: &str) {
+    /// Makes it refuse writes as if its disk quota was used up.
+    pub(crate) fn run_out_of_space(&self) {
+        self.post("maintenance/alarm", &json!({"action": "ACTIVATE", "alarm": "NOSPACE"}));
+    }
+
+    /// Ends [`Etcd::run_out_of_space`].
+    pub(crate) fn end_alarm(&self) {
+        self.post("maintenance/alarm", &json!({"action": "DEACTIVATE", "alarm": "NOSPACE"}));
+    }
+
+    /// Sets the password of a user, whose tokens become invalid by that.
+    pub(crate) fn change_password(&self, user: &str, password: &str) {
+        self.post("auth/user/changepw", &json!({"name": user, "password": password}));
+    }
+
+    /// Switches authentication on, with a user who may do everything below `prefix`. Everything done by hand is done
+    /// by root from then on, until the next restart.
+    pub(crate) fn require_password(&mut self, user: &str, password: &str, prefix: &str) {
         let mut end = prefix.as_bytes().to_vec();
         *end.last_mut().expect("a prefix") += 1;
         let end = base64(std::str::from_utf8(&end).expect("a text prefix"));
@@ -123,6 +140,8 @@ impl Etcd {
         self.post("auth/role/grant", &json!({"name": "servers", "perm": permission}));
         self.post("auth/user/grant", &json!({"user": user, "role": "servers"}));
         self.post("auth/enable", &json!({}));
+        let answer = self.post("auth/authenticate", &json!({"name": "root", "password": "root"}));
+        self.token = answer["token"].as_str().map(str::to_owned);
     }
 
     fn try_start(&mut self) -> bool {
@@ -155,9 +174,10 @@ impl Etcd {
     }
 
     fn post(&self, path: &str, body: &Value) -> Value {
-        let (status, answer) =
-            http(self.client_port, "POST", &format!("/v3/{path}"), &body.to_string())
-                .expect("an answer of etcd's gateway");
+        // etcd takes an empty token for a wrong one.
+        let token = self.token.as_ref().map(|token| format!("\r\nAuthorization: {token}"));
+        let head = format!("POST /v3/{path} HTTP/1.0{}", token.unwrap_or_default());
+        let (status, answer) = http(self.client_port, &head, &body.to_string()).expect("an answer");
         assert_eq!(status, 200, "{path} {body}: {answer}");
         serde_json::from_str(&answer).expect("a JSON answer")
     }
@@ -192,7 +212,8 @@ fn free_ports() -> [u16; 2] {
     listeners.map(|listener| listener.local_addr().expect("an address").port())
 }
 
-/// The program: named by `DRAGONFRUIT_ETCD`, or in the search path, or in `.servers` of the repository.
+/// The program: named by `DRAGONFRUIT_ETCD`, or in the search path, or in `.servers` of the repository
+/// or a directory below it.
 fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("DRAGONFRUIT_ETCD") {
         let named = PathBuf::from(named);
@@ -200,9 +221,11 @@ fn binary() -> PathBuf {
         return named;
     }
     let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.servers");
+    let installed = std::fs::read_dir(&servers).into_iter().flatten().flatten();
     let search_path = std::env::var_os("PATH").unwrap_or_default();
     let mut candidates = std::env::split_paths(&search_path)
-        .chain([servers.clone(), servers.join("bin")])
+        .chain([servers.clone()])
+        .chain(installed.map(|entry| entry.path()))
         .map(|directory| directory.join("etcd"));
     candidates.find(|candidate| candidate.is_file()).unwrap_or_else(|| {
         panic!(
@@ -214,18 +237,15 @@ fn binary() -> PathBuf {
 }
 
 fn is_healthy(port: u16) -> bool {
-    matches!(http(port, "GET", "/health", ""), Ok((200, body)) if body.contains("true"))
+    matches!(http(port, "GET /health HTTP/1.0", ""), Ok((200, body)) if body.contains("true"))
 }
 
-fn http(port: u16, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+/// One exchange. HTTP/1.0: the answer ends with the connection, and is not cut into chunks.
+fn http(port: u16, head: &str, body: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let length = body.len();
-    // HTTP/1.0: the answer ends with the connection, and is not cut into chunks.
-    write!(
-        stream,
-        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-    )?;
+    write!(stream, "{head}\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let malformed = || std::io::Error::other(format!("not an HTTP answer: {answer:?}"));

@@ -59,7 +59,8 @@ impl Relay {
         }
     }
 
-    fn cut(&self) {
+    /// Cuts all connections; new ones work.
+    pub(crate) fn cut(&self) {
         for link in self.state.links.lock().expect("the links").drain(..) {
             for socket in link.sockets {
                 // The other side may have closed it already.

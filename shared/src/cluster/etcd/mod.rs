@@ -6,6 +6,7 @@
 mod client;
 mod error;
 mod messages;
+mod transport;
 
 pub use client::{Client, ClientOptions, Watch};
 pub use error::EtcdError;
