@@ -123,7 +123,7 @@ fn push_session(connection: &mut Connection, data: &[u8], reply: ReplyTo, turn: 
 pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, core: &mut Core) {
     let outcome = connection.client.put_packet(&shared::packet::KICK, &mut core.put(rules));
     core.settle(connection.token, &mut connection.client, outcome);
-    connection.client.mark_ending();
+    connection.client.ending.ask();
     core.ending.push((connection.token, reason));
 }
 
@@ -132,7 +132,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
     let refusal = match client.binding {
-        _ if client.is_ending() => Some(SESSION_NOT_FOUND),
+        _ if client.ending.is_asked() => Some(SESSION_NOT_FOUND),
         _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
         Binding::None => None,
         Binding::Proving { .. } | Binding::Bound { .. } => Some(ALREADY_BOUND),

@@ -17,13 +17,10 @@ use shared::session::Session;
 use shared::websocket::frame;
 
 use crate::driver::{Driver, Token};
+use crate::ending::Ending;
 use crate::outbox::{BufferPool, Outbox};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
-
-/// After the last byte was sent, how long the client's FIN is waited for, ms. Closing with unread input would reset
-/// the connection, and the client could lose what was sent last (client protocol 5.4).
-pub const LINGER_MS: u64 = 1_000;
 
 /// One client.
 pub struct Connection {
@@ -68,11 +65,8 @@ pub struct Client {
     pub freezing: Option<Vec<u8>>,
     /// Whether the reactor has this connection on its list of outboxes to flush.
     pub is_dirty: bool,
-    closing: Option<Closing>,
-    /// Set from the moment that an end is asked for: nothing more is taken in or appended.
-    is_ending: bool,
-    /// Whether the client's FIN has come.
-    is_peer_done: bool,
+    /// How far the end is.
+    pub ending: Ending,
 }
 
 /// The cluster's side of a uid.
@@ -92,28 +86,6 @@ pub enum Binding {
         /// The first of the two subscription numbers; 0 on the in-process bus.
         subscription: u64,
     },
-}
-
-/// How far a close is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closing {
-    /// Why.
-    pub reason: CloseReason,
-    /// Whether the write side is shut and the client's FIN is awaited.
-    pub is_lingering: bool,
-    /// When the socket is closed whatever happens, ms.
-    pub deadline_ms: u64,
-}
-
-/// What to do with a connection that is ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseStep {
-    /// Nothing yet.
-    Wait,
-    /// Shut the write side and wait for the client's FIN.
-    ShutdownWrite,
-    /// Close the socket.
-    Close,
 }
 
 impl Client {
@@ -173,7 +145,7 @@ impl Client {
         let dictionary: &Dictionary = &context.rules.dictionary;
         let body_bytes = message::head_bytes(head, dictionary) + payload.len();
         let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
-        if self.is_ending {
+        if self.ending.is_asked() {
             return Ok(());
         }
         if !self.outbox.has_room(framed_bytes, context.rules.outbox_bytes_max) {
@@ -202,7 +174,7 @@ impl Client {
     ///
     /// Errors: why the connection is to be closed instead.
     pub fn put_packet(&mut self, packet: &[u8], context: &mut Put<'_>) -> Result<(), CloseReason> {
-        if self.is_ending {
+        if self.ending.is_asked() {
             return Ok(());
         }
         let framed_bytes =
@@ -229,25 +201,10 @@ impl Client {
         Ok(())
     }
 
-    /// Whether an end was asked for. The reactor begins it at the turn's end.
-    pub fn is_ending(&self) -> bool {
-        self.is_ending
-    }
-
-    /// Asks for the end: whatever was appended before is still sent, nothing is after it.
-    pub fn mark_ending(&mut self) {
-        self.is_ending = true;
-    }
-
-    /// Why and how this connection ends, once it does.
-    pub fn closing(&self) -> Option<Closing> {
-        self.closing
-    }
-
     /// Begins the end. What is queued is sent within the write deadline unless the reason is that it cannot be; a
     /// WebSocket client is told the reason's code. Returns false when the end had begun before.
     pub fn begin_close(&mut self, reason: CloseReason, context: &mut Put<'_>) -> bool {
-        if self.closing.is_some() {
+        if self.ending.closing().is_some() {
             return false;
         }
         let is_hopeless = matches!(
@@ -263,40 +220,7 @@ impl Client {
         } else {
             context.now_ms + context.rules.write_timeout_ms
         };
-        self.is_ending = true;
-        self.closing = Some(Closing { reason, is_lingering: false, deadline_ms });
-        true
-    }
-
-    /// The next step of an end that has begun.
-    pub fn poll_close(&mut self, now_ms: u64) -> CloseStep {
-        let Some(closing) = &mut self.closing else { return CloseStep::Wait };
-        if now_ms >= closing.deadline_ms {
-            return CloseStep::Close;
-        }
-        if !self.outbox.is_empty() {
-            return CloseStep::Wait;
-        }
-        if self.is_peer_done {
-            return CloseStep::Close;
-        }
-        if !closing.is_lingering {
-            closing.is_lingering = true;
-            closing.deadline_ms = now_ms + LINGER_MS;
-            return CloseStep::ShutdownWrite;
-        }
-        CloseStep::Wait
-    }
-
-    /// The client's FIN has come: there is nothing to linger for.
-    pub fn handle_peer_done(&mut self) {
-        self.is_peer_done = true;
-    }
-
-    /// Takes up an end that began on another reactor.
-    pub fn resume_close(&mut self, closing: Option<Closing>) {
-        self.is_ending = closing.is_some();
-        self.closing = closing;
+        self.ending.begin(reason, deadline_ms)
     }
 }
 
@@ -322,9 +246,7 @@ impl Connection {
             bus: origin.bus,
             freezing: None,
             is_dirty: false,
-            closing: None,
-            is_ending: false,
-            is_peer_done: false,
+            ending: Ending::default(),
         };
         Self { token, peer, wire, client }
     }

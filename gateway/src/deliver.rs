@@ -76,7 +76,7 @@ pub fn handle_answer(
         retry_or_fail(pending, server_type, &request, connections, turn);
     } else {
         turn.bus.pending.keep_buffer(token, request);
-        finish(pending, payload, connections, turn);
+        finish(&pending, payload, connections, turn);
     }
     if let (Some(waiting), Some(server)) = (released, target) {
         send_waiting(&server.server_type, waiting, connections, turn);
@@ -158,14 +158,11 @@ pub fn fail_waiting(
     core.settle(waiting.connection, client, outcome);
 }
 
-fn finish(pending: Pending, payload: &[u8], connections: &mut Connections, turn: &mut Turn<'_>) {
-    let response = match ResponseView::decode(payload) {
-        Ok(response) => response,
-        Err(_) => {
-            let error = Error::new(code::INTERNAL, "the server's answer cannot be decoded");
-            fail(&pending, FailReason::Internal, &error, connections, turn);
-            return;
-        }
+fn finish(pending: &Pending, payload: &[u8], connections: &mut Connections, turn: &mut Turn<'_>) {
+    let Ok(response) = ResponseView::decode(payload) else {
+        let error = Error::new(code::INTERNAL, "the server's answer cannot be decoded");
+        fail(pending, FailReason::Internal, &error, connections, turn);
+        return;
     };
     let Turn { rules, core, codec, .. } = turn;
     let route = match &pending.unlabelled {

@@ -12,8 +12,9 @@ use shared::metrics::RouteLabel;
 use shared::session::Session;
 
 use crate::bus::Bus;
-use crate::connection::{Binding, Client, Closing, Connection, Origin};
+use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
+use crate::ending::{Closing, Ending};
 use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
@@ -79,7 +80,7 @@ impl Connection {
             unsent: client.outbox.freeze(remainder),
             in_flight: client.in_flight,
             last_route: client.last_route,
-            closing: client.closing(),
+            closing: client.ending.closing(),
             binding: client.binding,
             session: client.session,
         }
@@ -104,7 +105,7 @@ impl Connection {
         client.in_flight = state.in_flight;
         client.binding = state.binding;
         client.last_route = state.last_route;
-        client.resume_close(state.closing);
+        client.ending = Ending::resume(state.closing);
         connection
     }
 }

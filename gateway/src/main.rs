@@ -19,6 +19,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Holds the connections of players and forwards their messages to the servers of a Pitaya cluster.
 #[derive(Parser)]
 #[command(version, about)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Flags {
     /// A configuration file in TOML.
     #[arg(long, value_name = "FILE")]
@@ -108,8 +109,7 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
         Config::load(Binary::Gateway, flags.config.as_deref(), std::env::vars(), &settings)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     if flags.print_config {
-        let format =
-            flags.format.parse::<TableFormat>().map_err(|error| vec![error.to_string()])?;
+        let format = flags.format.parse::<TableFormat>().map_err(|error| vec![error])?;
         print!("{}", config.print_table(format));
         return Ok(ExitCode::SUCCESS);
     }

@@ -83,7 +83,7 @@ impl Core {
     /// Notes that `client` has bytes to send, or is to end when `outcome` says so.
     pub fn settle(&mut self, token: Token, client: &mut Client, outcome: Result<(), CloseReason>) {
         if let Err(reason) = outcome {
-            client.mark_ending();
+            client.ending.ask();
             self.ending.push((token, reason));
         }
         if !client.is_dirty {

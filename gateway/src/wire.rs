@@ -160,13 +160,13 @@ impl Wire {
     }
 
     /// Unpacks a wire.
-    pub fn resume(state: WireState) -> Self {
-        let stage = match state.stage {
+    pub fn resume(frozen: WireState) -> Self {
+        let stage = match frozen.stage {
             StageState::Tcp => Stage::Tcp,
             StageState::Upgrade => Stage::Upgrade,
             StageState::WebSocket(decoder) => Stage::WebSocket(Decoder::resume(decoder)),
         };
-        Self { stage, partial: state.partial }
+        Self { stage, partial: frozen.partial }
     }
 
     /// Bytes that came and wait for more, for memory accounts.
@@ -207,9 +207,9 @@ fn take_frame(
     match incoming {
         Incoming::Message(message) => take_message(message, limits, sink)?,
         Incoming::Ping(payload) => {
-            let mut pong = Vec::new();
-            frame::pong_frame(payload, &mut pong);
-            sink(Found::Answer(&pong))?;
+            let mut answer = Vec::new();
+            frame::pong_frame(payload, &mut answer);
+            sink(Found::Answer(&answer))?;
         }
         Incoming::Pong | Incoming::Continue => {}
         Incoming::Close { reply, .. } => {

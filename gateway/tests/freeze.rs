@@ -1,4 +1,5 @@
 //! Moving all connections of one reactor to another while they are in use: nothing is lost, doubled or reordered.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "support/local.rs"]
 mod local;

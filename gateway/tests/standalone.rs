@@ -1,4 +1,5 @@
 //! The gateway's behaviour towards clients, standalone, on both drivers and over both transports.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "support/local.rs"]
 mod local;

@@ -29,7 +29,7 @@ fn rules() -> AgentRules {
     }
 }
 
-fn packet<'a>(kind: PacketType, body: &'a [u8]) -> Packet<'a> {
+fn packet(kind: PacketType, body: &[u8]) -> Packet<'_> {
     Packet { kind, body }
 }
 
@@ -177,7 +177,7 @@ fn no_walk_reaches_data_without_handshake_and_ack() {
             let body: &[u8] = if random.u8(..) < 200 { b"{}" } else { b"[" };
             match (kind, agent.handle_packet(packet(kind, body), &rules, now_ms)) {
                 (PacketType::Handshake, Ok(Verdict::Accepted(_))) => {
-                    (greeted, acked) = (true, false)
+                    (greeted, acked) = (true, false);
                 }
                 (PacketType::HandshakeAck, Ok(_)) => {
                     assert!(greeted, "seed {seed}");

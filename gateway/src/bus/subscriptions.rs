@@ -73,7 +73,11 @@ impl Subscriptions {
             BINDINGS => Some(Subject::Bindings),
             _ => {
                 let owner = (*self.owners.get(index_of(number)?)?)?;
-                Some(if number % 2 == 0 { Subject::Push(owner) } else { Subject::Kick(owner) })
+                Some(if number.is_multiple_of(2) {
+                    Subject::Push(owner)
+                } else {
+                    Subject::Kick(owner)
+                })
             }
         }
     }

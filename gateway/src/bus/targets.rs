@@ -87,7 +87,7 @@ pub struct TargetLimits {
 /// All targets of one bus.
 pub struct Targets {
     limits: TargetLimits,
-    targets: Slab<Target>,
+    slots: Slab<Target>,
     by_id: HashMap<Box<str>, u32>,
     kinds: HashMap<Box<str>, Kind>,
     chooser: Chooser,
@@ -98,7 +98,7 @@ impl Targets {
     pub fn new(limits: TargetLimits) -> Self {
         Self {
             limits,
-            targets: Slab::new(),
+            slots: Slab::new(),
             by_id: HashMap::new(),
             kinds: HashMap::new(),
             chooser: Chooser {
@@ -131,7 +131,7 @@ impl Targets {
 
     fn insert(&mut self, server: &Arc<Server>) -> u32 {
         let window = server.window().unwrap_or(self.limits.window);
-        let key = self.targets.insert(Target {
+        let key = self.slots.insert(Target {
             server: server.clone(),
             subject: server.subject().into_bytes().into(),
             identity: router::identity(&server.id),
@@ -146,17 +146,15 @@ impl Targets {
     }
 
     fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
-        self.targets
-            .get(key as usize)
-            .is_some_and(|target| table.by_id(&target.server.id).is_some())
+        self.slots.get(key as usize).is_some_and(|target| table.by_id(&target.server.id).is_some())
     }
 
     fn forget(&mut self, key: u32) {
-        let Some(target) = self.targets.get_mut(key as usize) else { return };
+        let Some(target) = self.slots.get_mut(key as usize) else { return };
         self.by_id.remove(target.server.id.as_str());
         target.is_gone = true;
         if target.in_flight == 0 {
-            self.targets.remove(key as usize);
+            self.slots.remove(key as usize);
         }
     }
 
@@ -166,7 +164,7 @@ impl Targets {
         match kind.targets.as_slice() {
             [] => Choice::NoServers,
             _ if !kind.waiting.is_empty() => Choice::Busy,
-            candidates => pick(&self.targets, candidates, &mut self.chooser, now_ms),
+            candidates => pick(&self.slots, candidates, &mut self.chooser, now_ms),
         }
     }
 
@@ -177,24 +175,24 @@ impl Targets {
 
     /// Counts a request to `key`, and returns where it goes.
     pub fn begin(&mut self, key: u32) -> Option<&Target> {
-        let target = self.targets.get_mut(key as usize)?;
+        let target = self.slots.get_mut(key as usize)?;
         target.in_flight += 1;
         Some(target)
     }
 
     /// The target, while it has requests in flight or is listed.
     pub fn find(&self, key: u32) -> Option<&Target> {
-        self.targets.get(key as usize)
+        self.slots.get(key as usize)
     }
 
     /// Counts the end of a request to `key`; returns a request that can go now because of it.
     pub fn end(&mut self, key: u32) -> Option<Waiting> {
-        let target = self.targets.get_mut(key as usize)?;
+        let target = self.slots.get_mut(key as usize)?;
         debug_assert!(target.in_flight > 0, "more answers counted than requests");
         target.in_flight = target.in_flight.saturating_sub(1);
         let server = target.server.clone();
         if target.is_gone && target.in_flight == 0 {
-            self.targets.remove(key as usize);
+            self.slots.remove(key as usize);
         }
         let kind = self.kinds.get_mut(server.server_type.as_str())?;
         let waiting = kind.waiting.pop_front()?;
@@ -204,7 +202,7 @@ impl Targets {
 
     /// Leaves a server out for a while.
     pub fn suspect(&mut self, key: u32, now_ms: u64) {
-        if let Some(target) = self.targets.get_mut(key as usize) {
+        if let Some(target) = self.slots.get_mut(key as usize) {
             target.suspect_until_ms = now_ms + SUSPECT_MS;
         }
     }
@@ -235,7 +233,7 @@ impl Targets {
     pub fn choose_next(&mut self, server_type: &str, now_ms: u64) -> Choice {
         match self.kinds.get(server_type) {
             Some(kind) if !kind.targets.is_empty() => {
-                pick(&self.targets, &kind.targets, &mut self.chooser, now_ms)
+                pick(&self.slots, &kind.targets, &mut self.chooser, now_ms)
             }
             _ => Choice::NoServers,
         }
@@ -254,10 +252,10 @@ impl Targets {
 
     /// A waiting request that can go now, because servers came or a window opened unseen, with its server type.
     pub fn next_waiting(&mut self, now_ms: u64) -> Option<(Box<str>, Waiting)> {
-        let Self { targets, kinds, chooser, .. } = self;
+        let Self { slots, kinds, chooser, .. } = self;
         for (server_type, kind) in kinds {
             let is_sendable = !kind.waiting.is_empty()
-                && matches!(pick(targets, &kind.targets, chooser, now_ms), Choice::Target(_));
+                && matches!(pick(slots, &kind.targets, chooser, now_ms), Choice::Target(_));
             if is_sendable && let Some(waiting) = kind.waiting.pop_front() {
                 kind.waiting_bytes -= waiting.payload.len();
                 return Some((server_type.clone(), waiting));

@@ -75,7 +75,7 @@ async fn connect_somewhere(
             match connect(url, plan).await {
                 Ok(connected) => return connected,
                 Err(error) => {
-                    tracing::warn!(reactor, server = %url, %error, "cannot connect to NATS")
+                    tracing::warn!(reactor, server = %url, %error, "cannot connect to NATS");
                 }
             }
         }

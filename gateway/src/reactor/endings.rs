@@ -11,9 +11,10 @@ use shared::session::SessionId;
 use super::Reactor;
 use crate::bus::ReplyTo;
 use crate::calls;
-use crate::connection::{CloseStep, Connection};
+use crate::connection::Connection;
 use crate::connections::Occupant;
 use crate::driver::Token;
+use crate::ending::CloseStep;
 use crate::mailbox::Mail;
 use crate::turn::Turn;
 
@@ -78,7 +79,7 @@ impl Reactor {
         let log = &mut self.end_log;
         let Some(connection) = self.connections.at(token) else { return };
         let Some(bus) = self.buses.get_mut(connection.client.bus) else { return };
-        if connection.client.closing().is_some() {
+        if connection.client.ending.closing().is_some() {
             return;
         }
         if log.allows(self.core.now_ms, reason) {
@@ -98,7 +99,8 @@ impl Reactor {
         if connection.client.freezing.is_some() {
             return;
         }
-        match connection.client.poll_close(self.core.now_ms) {
+        let client = &mut connection.client;
+        match client.ending.poll(client.outbox.is_empty(), self.core.now_ms) {
             CloseStep::Wait => {}
             CloseStep::ShutdownWrite => self.driver.shutdown_write(token),
             CloseStep::Close => self.close(token),

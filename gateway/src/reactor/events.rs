@@ -131,7 +131,7 @@ impl Reactor {
                 let sent = Sent { buffer, bytes, now_ms: self.core.now_ms };
                 let client = &mut connection.client;
                 client.outbox.handle_sent(token, &mut self.driver, &mut self.core.pool, sent);
-                if client.closing().is_some() {
+                if client.ending.closing().is_some() {
                     self.poll_closing(token);
                 }
             }
@@ -148,8 +148,8 @@ impl Reactor {
             // Whoever takes the connection over will hear of its end again.
             Some(Occupant::Client(connection)) if connection.client.freezing.is_some() => {}
             Some(Occupant::Client(connection)) => {
-                connection.client.handle_peer_done();
-                if connection.client.closing().is_some() {
+                connection.client.ending.handle_peer_done();
+                if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 } else {
                     let reason = if error.is_some() {
@@ -187,7 +187,7 @@ fn take_in(
 ) -> Result<(), CloseReason> {
     let Connection { token, wire, client, .. } = connection;
     let token = *token;
-    if client.is_ending() {
+    if client.ending.is_asked() {
         return Ok(());
     }
     if client.freezing.is_some() {

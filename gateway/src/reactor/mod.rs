@@ -229,10 +229,8 @@ impl Reactor {
     }
 
     fn turn(&mut self) {
-        let left_ms = match self.has_letters {
-            true => 0,
-            false => self.next_tick_ms.saturating_sub(self.core.now_ms),
-        };
+        let left_ms =
+            if self.has_letters { 0 } else { self.next_tick_ms.saturating_sub(self.core.now_ms) };
         if let Err(error) = self.driver.wait(Some(Duration::from_millis(left_ms))) {
             tracing::error!(reactor = self.core.reactor, %error, "the driver cannot wait; the reactor ends");
             self.stage = Stage::Stopped;
@@ -298,7 +296,7 @@ impl Reactor {
 
     fn end(&mut self, token: Token, reason: CloseReason) {
         if let Some(connection) = self.connections.at(token) {
-            connection.client.mark_ending();
+            connection.client.ending.ask();
         }
         self.core.ending.push((token, reason));
     }

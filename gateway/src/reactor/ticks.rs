@@ -47,17 +47,17 @@ impl Reactor {
         let core = &mut self.core;
         for connection in self.connections.slice(self.ticks % SLICES, SLICES) {
             let (token, client) = (connection.token, &mut connection.client);
-            if client.is_ending() || client.freezing.is_some() {
+            if client.ending.is_asked() || client.freezing.is_some() {
                 continue;
             }
             if client.outbox.is_overdue(rules.write_timeout_ms, core.now_ms) {
-                client.mark_ending();
+                client.ending.ask();
                 core.ending.push((token, CloseReason::WriteTimeout));
                 continue;
             }
             match client.agent.poll_due(&rules.agent, core.now_ms) {
                 Some(Due::Close(reason)) => {
-                    client.mark_ending();
+                    client.ending.ask();
                     core.ending.push((token, reason));
                 }
                 Some(Due::Heartbeat) => {
@@ -87,8 +87,8 @@ impl Reactor {
         let core = &mut self.core;
         for connection in self.connections.slice(0, 1) {
             let client = &mut connection.client;
-            if !client.is_ending() && (is_late || client.in_flight == 0) {
-                client.mark_ending();
+            if !client.ending.is_asked() && (is_late || client.in_flight == 0) {
+                client.ending.ask();
                 core.ending.push((connection.token, CloseReason::Shutdown));
             }
         }
