@@ -22,6 +22,7 @@ mod handler;
 mod hooks;
 mod link;
 mod metadata;
+mod metrics;
 pub mod nats;
 mod payload;
 pub mod prelude;

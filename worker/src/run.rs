@@ -7,8 +7,8 @@
 //!
 //! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, Event, Subscriber};
@@ -53,7 +53,7 @@ impl App {
 
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
-        let settings = Settings::new(config, self.server_type(), self.limits);
+        let settings = Settings::new(config, self.server_type(), self.limits)?;
         let app =
             self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
         let connection = tokio::select! {
@@ -159,12 +159,14 @@ impl Running {
         };
         let service = app.build(Arc::new(link.clone()), view);
         service.set_answer_bytes_max(link.payload_bytes_max());
+        service.record_times(settings.exporter.clone())?;
         service.start().await?;
         let status = Arc::new(Status {
             service,
             link,
             discovery,
-            server_type: settings.own.server_type.clone(),
+            exporter: settings.exporter.clone(),
+            is_rendering: Mutex::new(()),
             is_serving: AtomicBool::new(false),
         });
         let mut feeds = Feeds::new();
@@ -246,6 +248,12 @@ impl Running {
             () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
         }
         service.on_shutdown().await;
+        if link.refused() > 0 {
+            tracing::warn!(
+                messages = link.refused(),
+                "answers and pushes were given up in this life"
+            );
+        }
         link.flush(FLUSH_TIMEOUT).await;
         let _ = link.client().drain().await;
         self.pump.abort();

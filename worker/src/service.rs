@@ -14,13 +14,14 @@ use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
 use shared::error::code;
+use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -32,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
 use crate::metadata;
+use crate::metrics::HandlerTimes;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
 use crate::session::SessionState;
@@ -74,6 +76,7 @@ struct Inner {
     limits: Limits,
     keys: RandomState,
     counters: Arc<Counters>,
+    times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
@@ -105,6 +108,7 @@ impl Service {
             limits,
             keys: RandomState::new(),
             counters: Arc::new(Counters::default()),
+            times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
         }))
@@ -164,6 +168,20 @@ impl Service {
     /// Requests that wait or run.
     pub fn in_flight(&self) -> usize {
         self.0.admission.in_flight()
+    }
+
+    /// Handlers that run.
+    pub fn running(&self) -> usize {
+        let all = self.0.limits.running_max.clamp(1, Semaphore::MAX_PERMITS);
+        all.saturating_sub(self.0.running.available_permits())
+    }
+
+    /// Records the times of all handlers from now on. The first exporter given is the one.
+    pub(crate) fn record_times(&self, exporter: Exporter) -> Result<(), MetricError> {
+        let keys = self.0.routes.handlers.keys().chain(self.0.routes.remotes.keys());
+        let times = HandlerTimes::new(exporter, &self.0.environment.server_type, keys)?;
+        let _ = self.0.times.set(times);
+        Ok(())
     }
 
     /// Waits until everything that was taken is answered, at most `limit`; returns what is left then. New requests
@@ -240,6 +258,7 @@ impl Inner {
         let Job { request, msg, arrived, reply, permit } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
+        let waited = arrived.elapsed();
         let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.counters.add(Counter::Panicked);
@@ -253,6 +272,10 @@ impl Inner {
         });
         if outcome.is_ok() {
             self.counters.add(Counter::Ok);
+        }
+        if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
+            let code = outcome.as_ref().err().map_or("", |error| &error.code);
+            times.record(key, code, waited, arrived.elapsed());
         }
         reply.send(answer::encode(outcome, self.answer_bytes_max.load(Ordering::Relaxed)));
         drop(permit);

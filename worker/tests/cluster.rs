@@ -384,8 +384,16 @@ async fn the_binary_serves_reports_its_health_and_ends_well_on_sigterm() {
     };
     soon(ready).await;
     let metrics = get(&pages, "/metrics");
-    let counted = "dragonfruit_worker_requests_total{serverType=\"room\",outcome=\"ok\"} 1";
-    assert!(metrics.contains(counted), "{metrics}");
+    let labels = "game=\"\",serverType=\"room\"";
+    for counted in [
+        format!("pitaya_handler_requests_replied_total{{{labels}}} 1"),
+        format!("pitaya_service_discovery_count_servers{{{labels},type=\"connector\"}} 1"),
+        format!(
+            "pitaya_handler_response_time_ns_count{{{labels},route=\"room.test.echo\",status=\"ok\",type=\"handler\",code=\"\"}} 1"
+        ),
+    ] {
+        assert!(metrics.contains(&counted), "{counted} is not in {metrics}");
+    }
 
     let sleeping = gateway.send(request(1, "room.test.sleep", r#"{"ms":700}"#));
     let end = async {
