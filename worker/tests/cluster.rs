@@ -216,6 +216,34 @@ async fn a_graceful_stop_finishes_what_runs_and_what_is_queued() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_race_with_the_stop_are_answered_or_refused_at_once() {
+    let (nats, etcd) = (Nats::start(&[]), Etcd::start());
+    let gateway = Gateway::start(&nats, &etcd).await;
+    let worker = start(test_app(), config(&nats, &etcd, &[]));
+    gateway.worker().await;
+    // Gateways that never look at etcd: they go on until nobody listens any more.
+    let asker = async |player: i64| {
+        for asked in 0.. {
+            match gateway.send(request(player, "room.test.echo", "x")).await {
+                Ok(response) => assert_eq!(response.error, None),
+                Err(error) => {
+                    assert_eq!(error.kind(), async_nats::RequestErrorKind::NoResponders, "{asked}");
+                    return asked;
+                }
+            }
+        }
+        0
+    };
+    let askers = futures_util::future::join_all((1..=32).map(asker));
+    let end = async {
+        gateway.ask(99, "room.test.echo", "").await;
+        worker.stop().await;
+    };
+    let (counts, ()) = soon(futures_util::future::join(askers, end)).await;
+    assert!(counts.into_iter().all(|count| count > 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_waits_for_nats_and_survives_its_loss() {
     let (mut nats, etcd) = (Nats::start(&[]), Etcd::start());
     nats.stop();
