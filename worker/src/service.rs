@@ -10,7 +10,6 @@
 //! a queue is not started, and a handler is dropped at its deadline. Every request is answered exactly once, and a
 //! panic anywhere in its path is an answer too.
 
-use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +33,7 @@ use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
 use crate::metadata;
 use crate::metrics::HandlerTimes;
+use crate::panic::error_of_panic;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
 use crate::session::SessionState;
@@ -200,36 +200,17 @@ impl Service {
         left
     }
 
-    /// Runs the start hooks in order; the first failure ends it.
+    /// Runs the start hooks.
     pub(crate) async fn start(&self) -> Result<()> {
-        for hook in &self.0.hooks.on_start {
-            self.run_hook(hook).await?;
-        }
-        Ok(())
+        self.0.hooks.start(&self.0.environment).await
     }
 
     pub(crate) async fn before_shutdown(&self) {
-        self.run_hooks(&self.0.hooks.before_shutdown).await;
+        self.0.hooks.before_shutdown(&self.0.environment).await;
     }
 
     pub(crate) async fn on_shutdown(&self) {
-        self.run_hooks(&self.0.hooks.on_shutdown).await;
-    }
-
-    /// All of them, whatever fails: the process ends anyway.
-    async fn run_hooks(&self, hooks: &[AnyHandler]) {
-        for hook in hooks {
-            if let Err(error) = self.run_hook(hook).await {
-                tracing::error!(%error, "a shutdown hook failed");
-            }
-        }
-    }
-
-    async fn run_hook(&self, hook: &AnyHandler) -> Result<()> {
-        let context = Arc::new(Context::of_hook(Arc::clone(&self.0.environment)));
-        let call = Call::new(context, Bytes::new());
-        let run = AssertUnwindSafe(async { hook.call(call).await }).catch_unwind();
-        run.await.unwrap_or_else(|panic| Err(panicked(&*panic, "hook"))).map(drop)
+        self.0.hooks.on_shutdown(&self.0.environment).await;
     }
 }
 
@@ -263,7 +244,7 @@ impl Inner {
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.counters.add(Counter::Panicked);
             tracing::error!(route, session_id, "a handler panicked");
-            Err(panicked(&*panic, route.rsplit('.').next().unwrap_or_default()))
+            Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
             self.counters.add(Counter::Failed);
@@ -348,16 +329,4 @@ fn decode(bytes: Bytes) -> Result<(proto::Request, proto::Msg)> {
         proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
     let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
     Ok((request, msg))
-}
-
-/// Pitaya's texts for a panic (sessions and handlers 6.5).
-fn panicked(panic: &(dyn Any + Send), method: &str) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    match text {
-        Some(text) => Error::unknown(text),
-        None => {
-            Error::unknown(format!("rpc call internal error - {method}: {:?}", panic.type_id()))
-        }
-    }
 }
