@@ -160,11 +160,12 @@ async fn requests_session_calls_and_pushes_cross_the_cluster() {
     // One subscription to everything sees what leaves the worker in the order in which it left.
     let mut everything = gateway.client.subscribe(">").await.unwrap();
     gateway.client.flush().await.unwrap();
-    gateway.ask(5, "room.test.flood", r#"{"n":200,"size":2000}"#).await;
+    // More than async-nats takes at once, so that the outbox has its part.
+    gateway.ask(5, "room.test.flood", r#"{"n":10000,"size":300}"#).await;
     let bind = soon(gateway.calls.recv()).await.unwrap();
     assert_eq!(bind.route, "sys.bindsession");
     let mut numbers = Vec::new();
-    while numbers.len() < 200 {
+    while numbers.len() < 10_000 {
         let message = soon(everything.next()).await.unwrap();
         if message.subject.as_str() == "pitaya/connector/user/5/push" {
             let push = proto::Push::decode(message.payload).unwrap();
@@ -174,7 +175,7 @@ async fn requests_session_calls_and_pushes_cross_the_cluster() {
             assert!(!is_answer, "the answer overtook a push");
         }
     }
-    assert!(numbers.into_iter().eq(0..200));
+    assert!(numbers.into_iter().eq(0..10_000));
     worker.stop().await;
     gateway.wait_until_gone().await;
 }
@@ -337,6 +338,42 @@ async fn a_worker_leaves_a_nats_server_that_announces_its_end_without_losing_a_r
         gateway.ask(number, "room.test.echo", "x").await;
     }
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_logs_in_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = file("cert.pem", &parameters.self_signed(&key).unwrap().pem());
+    let key = file("key.pem", &key.serialize_pem());
+    let nats = Nats::start(&[
+        "--user",
+        "game",
+        "--pass",
+        "s e/c:ret",
+        "--tls",
+        "--tlscert",
+        &certificate,
+        "--tlskey",
+        &key,
+    ]);
+    let url = format!("tls://localhost:{}", nats.address().port());
+    let (sender, _events) = mpsc::channel(8);
+    let mut settings = worker::nats::NatsSettings::new(url, "room/1");
+    settings.tls_ca = Some(certificate.into());
+    settings.user = Some(("game".into(), "wrong".into()));
+    assert!(worker::nats::connect(&settings, sender.clone()).await.is_err());
+    settings.user = Some(("game".into(), "s e/c:ret".into()));
+    let client = soon(worker::nats::connect(&settings, sender.clone())).await.unwrap();
+    soon(worker::nats::barrier(&client, PATIENCE)).await.unwrap();
+    settings.tls_ca = None;
+    assert!(worker::nats::connect(&settings, sender).await.is_err(), "an unknown authority");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
