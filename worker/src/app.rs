@@ -208,9 +208,7 @@ impl App {
                 None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
             }
         }
-        let hooks = &self.hooks;
-        let hooks = [&hooks.on_start, &hooks.before_shutdown, &hooks.on_shutdown];
-        for hook in hooks.into_iter().flatten() {
+        for hook in self.hooks.iter() {
             if hook.kind == Kind::Request {
                 self.mistakes.push("a hook returns a value; return Result<()> or nothing".into());
             }

@@ -23,18 +23,6 @@ impl Counter {
     /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Ok, Self::Failed, Self::Busy, Self::Expired, Self::Cancelled, Self::Panicked];
-
-    /// The value of the label `outcome`.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Busy => "busy",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-            Self::Panicked => "panicked",
-        }
-    }
 }
 
 /// The counters of one service.

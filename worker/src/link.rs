@@ -53,12 +53,14 @@ pub trait Link: Send + Sync + 'static {
     }
 }
 
-/// Publishes after waiting for room. The caller's deadline ends the wait.
+/// Publishes after waiting for room. The caller's deadline ends the wait, also of a handler that does nothing but
+/// publish: every now and then it gives its thread to others.
 pub(crate) async fn publish_waiting(
     link: &dyn Link,
     subject: &str,
     payload: Vec<u8>,
 ) -> Result<(), LinkError> {
+    tokio::task::coop::consume_budget().await;
     link.ready().await;
     link.publish(subject, payload)
 }

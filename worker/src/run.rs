@@ -7,11 +7,11 @@
 //!
 //! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::{Client, Event, Subscriber};
+use async_nats::{Client, Event};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
-use crate::nats::{self, NatsLink, NatsSettings};
+use crate::nats::{self, Ending, Inlet, NatsLink, NatsSettings};
 use crate::servers::Servers;
 use crate::settings::Settings;
 
@@ -53,7 +53,7 @@ impl App {
 
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
-        let settings = Settings::new(config, self.server_type(), self.limits);
+        let settings = Settings::new(config, self.server_type(), self.limits)?;
         let app =
             self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
         let connection = tokio::select! {
@@ -72,8 +72,7 @@ impl App {
 
 /// A connection that takes the server's requests.
 struct Connection {
-    client: Client,
-    subscriber: Subscriber,
+    inlet: Inlet,
     events: mpsc::Receiver<Event>,
 }
 
@@ -81,13 +80,15 @@ struct Connection {
 async fn open(settings: &Settings) -> Result<Connection> {
     let (sender, events) = mpsc::channel(64);
     let client = connect(&settings.nats, sender).await?;
-    loop {
-        match nats::subscribe(&client, &settings.own.subject()).await {
-            Ok(subscriber) => return Ok(Connection { client, subscriber, events }),
+    let subject = settings.own.subject();
+    let subscriber = loop {
+        match nats::subscribe(&client, &subject).await {
+            Ok(subscriber) => break subscriber,
             // Lost again since it was made; async-nats is busy with it.
             Err(error) => tracing::warn!(%error, "subscribing again"),
         }
-    }
+    };
+    Ok(Connection { inlet: Inlet { client, subject, subscriber }, events })
 }
 
 async fn connect(settings: &NatsSettings, events: mpsc::Sender<Event>) -> Result<Client> {
@@ -118,12 +119,12 @@ impl Feeds {
         Self { tasks: JoinSet::new(), stop: watch::Sender::new(false), retire: None }
     }
 
-    fn add(&mut self, subscriber: Subscriber, status: &Status) {
-        let (retire, retired) = oneshot::channel();
+    fn add(&mut self, inlet: Inlet, status: &Status) {
+        let (sender, retire) = oneshot::channel();
         let (service, link) = (status.service.clone(), status.link.clone());
-        let stop = self.stop.subscribe();
-        self.tasks.spawn(nats::feed(subscriber, service, link, stop, retired));
-        self.retire = Some(retire);
+        let ending = Ending { stop: self.stop.subscribe(), retire };
+        self.tasks.spawn(nats::feed(inlet, service, link, ending));
+        self.retire = Some(sender);
         while self.tasks.try_join_next().is_some() {}
     }
 
@@ -148,8 +149,8 @@ struct Running {
 impl Running {
     /// Everything but the announcement. Requests that came before the start hooks ended wait in the subscription.
     async fn start(app: App, settings: &Settings, connection: Connection) -> Result<Self> {
-        let Connection { client, subscriber, events } = connection;
-        let (link, pump) = NatsLink::new(client);
+        let Connection { inlet, events } = connection;
+        let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
         let discovery = Arc::new(Discovery::start(settings.discovery.clone(), &settings.own)?);
         let view = ClusterView {
@@ -159,16 +160,18 @@ impl Running {
         };
         let service = app.build(Arc::new(link.clone()), view);
         service.set_answer_bytes_max(link.payload_bytes_max());
+        service.record_times(settings.exporter.clone())?;
         service.start().await?;
         let status = Arc::new(Status {
             service,
             link,
             discovery,
-            server_type: settings.own.server_type.clone(),
+            exporter: settings.exporter.clone(),
+            is_rendering: Mutex::new(()),
             is_serving: AtomicBool::new(false),
         });
         let mut feeds = Feeds::new();
-        feeds.add(subscriber, &status);
+        feeds.add(inlet, &status);
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
@@ -213,12 +216,13 @@ impl Running {
         }
     }
 
-    /// Goes on over another connection. The old one takes requests until its server closes it; each request arrives
-    /// once, because both are one queue group.
+    /// Goes on over another connection. For a moment both take requests; each request arrives once, because they are
+    /// one queue group.
     async fn move_to(&mut self, connection: Connection) {
         let retire = self.feeds.retire.take();
-        self.feeds.add(connection.subscriber, &self.status);
-        self.status.link.replace(connection.client, FLUSH_TIMEOUT).await;
+        let client = connection.inlet.client.clone();
+        self.feeds.add(connection.inlet, &self.status);
+        self.status.link.replace(client, FLUSH_TIMEOUT).await;
         let events = std::mem::replace(&mut self.events, connection.events);
         if let Some(retire) = retire {
             let _ = retire.send(events);
@@ -246,6 +250,12 @@ impl Running {
             () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
         }
         service.on_shutdown().await;
+        if link.refused() > 0 {
+            tracing::warn!(
+                messages = link.refused(),
+                "answers and pushes were given up in this life"
+            );
+        }
         link.flush(FLUSH_TIMEOUT).await;
         let _ = link.client().drain().await;
         self.pump.abort();

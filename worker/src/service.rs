@@ -10,17 +10,17 @@
 //! a queue is not started, and a handler is dropped at its deadline. Every request is answered exactly once, and a
 //! panic anywhere in its path is an answer too.
 
-use std::any::Any;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
 use shared::error::code;
+use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -32,6 +32,8 @@ use crate::error::{Error, Result};
 use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
 use crate::metadata;
+use crate::metrics::HandlerTimes;
+use crate::panic::error_of_panic;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
 use crate::session::SessionState;
@@ -74,6 +76,7 @@ struct Inner {
     limits: Limits,
     keys: RandomState,
     counters: Arc<Counters>,
+    times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
@@ -105,6 +108,7 @@ impl Service {
             limits,
             keys: RandomState::new(),
             counters: Arc::new(Counters::default()),
+            times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
         }))
@@ -166,6 +170,20 @@ impl Service {
         self.0.admission.in_flight()
     }
 
+    /// Handlers that run.
+    pub fn running(&self) -> usize {
+        let all = self.0.limits.running_max.clamp(1, Semaphore::MAX_PERMITS);
+        all.saturating_sub(self.0.running.available_permits())
+    }
+
+    /// Records the times of all handlers from now on. The first exporter given is the one.
+    pub(crate) fn record_times(&self, exporter: Exporter) -> Result<(), MetricError> {
+        let keys = self.0.routes.handlers.keys().chain(self.0.routes.remotes.keys());
+        let times = HandlerTimes::new(exporter, &self.0.environment.server_type, keys)?;
+        let _ = self.0.times.set(times);
+        Ok(())
+    }
+
     /// Waits until everything that was taken is answered, at most `limit`; returns what is left then. New requests
     /// are still served meanwhile: whoever feeds the service stops first.
     pub async fn drain(&self, limit: Duration) -> usize {
@@ -182,36 +200,17 @@ impl Service {
         left
     }
 
-    /// Runs the start hooks in order; the first failure ends it.
+    /// Runs the start hooks.
     pub(crate) async fn start(&self) -> Result<()> {
-        for hook in &self.0.hooks.on_start {
-            self.run_hook(hook).await?;
-        }
-        Ok(())
+        self.0.hooks.start(&self.0.environment).await
     }
 
     pub(crate) async fn before_shutdown(&self) {
-        self.run_hooks(&self.0.hooks.before_shutdown).await;
+        self.0.hooks.before_shutdown(&self.0.environment).await;
     }
 
     pub(crate) async fn on_shutdown(&self) {
-        self.run_hooks(&self.0.hooks.on_shutdown).await;
-    }
-
-    /// All of them, whatever fails: the process ends anyway.
-    async fn run_hooks(&self, hooks: &[AnyHandler]) {
-        for hook in hooks {
-            if let Err(error) = self.run_hook(hook).await {
-                tracing::error!(%error, "a shutdown hook failed");
-            }
-        }
-    }
-
-    async fn run_hook(&self, hook: &AnyHandler) -> Result<()> {
-        let context = Arc::new(Context::of_hook(Arc::clone(&self.0.environment)));
-        let call = Call::new(context, Bytes::new());
-        let run = AssertUnwindSafe(async { hook.call(call).await }).catch_unwind();
-        run.await.unwrap_or_else(|panic| Err(panicked(&*panic, "hook"))).map(drop)
+        self.0.hooks.on_shutdown(&self.0.environment).await;
     }
 }
 
@@ -240,11 +239,12 @@ impl Inner {
         let Job { request, msg, arrived, reply, permit } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
+        let waited = arrived.elapsed();
         let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.counters.add(Counter::Panicked);
             tracing::error!(route, session_id, "a handler panicked");
-            Err(panicked(&*panic, route.rsplit('.').next().unwrap_or_default()))
+            Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
             self.counters.add(Counter::Failed);
@@ -253,6 +253,10 @@ impl Inner {
         });
         if outcome.is_ok() {
             self.counters.add(Counter::Ok);
+        }
+        if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
+            let code = outcome.as_ref().err().map_or("", |error| &error.code);
+            times.record(key, code, waited, arrived.elapsed());
         }
         reply.send(answer::encode(outcome, self.answer_bytes_max.load(Ordering::Relaxed)));
         drop(permit);
@@ -325,16 +329,4 @@ fn decode(bytes: Bytes) -> Result<(proto::Request, proto::Msg)> {
         proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
     let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
     Ok((request, msg))
-}
-
-/// Pitaya's texts for a panic (sessions and handlers 6.5).
-fn panicked(panic: &(dyn Any + Send), method: &str) -> Error {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    match text {
-        Some(text) => Error::unknown(text),
-        None => {
-            Error::unknown(format!("rpc call internal error - {method}: {:?}", panic.type_id()))
-        }
-    }
 }

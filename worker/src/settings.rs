@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Secret};
+use shared::metrics::{Exporter, ExporterOptions, MetricError};
 use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
@@ -17,24 +18,33 @@ pub(crate) struct Settings {
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) limits: Limits,
     pub(crate) request_timeout: Duration,
+    /// Holds all metrics, with the labels of the configuration.
+    pub(crate) exporter: Exporter,
     /// Where health and metrics are served.
     pub(crate) admin: Vec<String>,
 }
 
 impl Settings {
-    /// `server_type` and `limits` are the application's; what an operator gives overrides them.
-    pub(crate) fn new(config: &Config, server_type: &str, limits: Limits) -> Self {
+    /// `server_type` and `limits` are the application's; what an operator gives overrides them. Fails for labels and
+    /// metrics of the configuration that cannot be.
+    pub(crate) fn new(
+        config: &Config,
+        server_type: &str,
+        limits: Limits,
+    ) -> Result<Self, MetricError> {
         let limits = limits_of(config, limits);
         let own = own_server(config, server_type, limits.window);
         let name = format!("{}/{}", own.server_type, own.id);
-        Self {
+        let exporter = exporter(config, &own.server_type)?;
+        Ok(Self {
             own,
             nats: nats(config, name),
             discovery: discovery(config),
             limits,
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            exporter,
             admin: admin(config),
-        }
+        })
     }
 }
 
@@ -108,6 +118,17 @@ fn discovery(config: &Config) -> DiscoveryOptions {
     }
 }
 
+fn exporter(config: &Config, server_type: &str) -> Result<Exporter, MetricError> {
+    let labels = ["pitaya.metrics.constlabels", "pitaya.metrics.additionallabels"];
+    let const_labels: Vec<_> = labels.into_iter().flat_map(|key| config.map(key)).collect();
+    Exporter::new(&ExporterOptions {
+        game: config.string("pitaya.metrics.game"),
+        server_type,
+        const_labels: &const_labels,
+        custom: config.custom_metrics(),
+    })
+}
+
 fn admin(config: &Config) -> Vec<String> {
     let mut addresses = config.list("pitaya.admin.listen");
     if config.bool("pitaya.metrics.prometheus.enabled") {
@@ -131,7 +152,8 @@ mod tests {
         let flags: Vec<_> =
             flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &flags).unwrap();
-        Settings::new(&config, "chat", Limits { session_waiting_max: 7, ..Limits::default() })
+        let limits = Limits { session_waiting_max: 7, ..Limits::default() };
+        Settings::new(&config, "chat", limits).unwrap()
     }
 
     #[test]

@@ -160,11 +160,12 @@ async fn requests_session_calls_and_pushes_cross_the_cluster() {
     // One subscription to everything sees what leaves the worker in the order in which it left.
     let mut everything = gateway.client.subscribe(">").await.unwrap();
     gateway.client.flush().await.unwrap();
-    gateway.ask(5, "room.test.flood", r#"{"n":200,"size":2000}"#).await;
+    // More than async-nats takes at once, so that the outbox has its part.
+    gateway.ask(5, "room.test.flood", r#"{"n":10000,"size":300}"#).await;
     let bind = soon(gateway.calls.recv()).await.unwrap();
     assert_eq!(bind.route, "sys.bindsession");
     let mut numbers = Vec::new();
-    while numbers.len() < 200 {
+    while numbers.len() < 10_000 {
         let message = soon(everything.next()).await.unwrap();
         if message.subject.as_str() == "pitaya/connector/user/5/push" {
             let push = proto::Push::decode(message.payload).unwrap();
@@ -174,7 +175,7 @@ async fn requests_session_calls_and_pushes_cross_the_cluster() {
             assert!(!is_answer, "the answer overtook a push");
         }
     }
-    assert!(numbers.into_iter().eq(0..200));
+    assert!(numbers.into_iter().eq(0..10_000));
     worker.stop().await;
     gateway.wait_until_gone().await;
 }
@@ -213,6 +214,34 @@ async fn a_graceful_stop_finishes_what_runs_and_what_is_queued() {
     assert_eq!(&queued.unwrap().data[..], b"\"fast\"");
     let gone = gateway.send(request(1, "room.gate.fast", "")).await.unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_race_with_the_stop_are_answered_or_refused_at_once() {
+    let (nats, etcd) = (Nats::start(&[]), Etcd::start());
+    let gateway = Gateway::start(&nats, &etcd).await;
+    let worker = start(test_app(), config(&nats, &etcd, &[]));
+    gateway.worker().await;
+    // Gateways that never look at etcd: they go on until nobody listens any more.
+    let asker = async |player: i64| {
+        for asked in 0.. {
+            match gateway.send(request(player, "room.test.echo", "x")).await {
+                Ok(response) => assert_eq!(response.error, None),
+                Err(error) => {
+                    assert_eq!(error.kind(), async_nats::RequestErrorKind::NoResponders, "{asked}");
+                    return asked;
+                }
+            }
+        }
+        0
+    };
+    let askers = futures_util::future::join_all((1..=32).map(asker));
+    let end = async {
+        gateway.ask(99, "room.test.echo", "").await;
+        worker.stop().await;
+    };
+    let (counts, ()) = soon(futures_util::future::join(askers, end)).await;
+    assert!(counts.into_iter().all(|count| count > 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,6 +341,42 @@ async fn a_worker_leaves_a_nats_server_that_announces_its_end_without_losing_a_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_logs_in_over_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = file("cert.pem", &parameters.self_signed(&key).unwrap().pem());
+    let key = file("key.pem", &key.serialize_pem());
+    let nats = Nats::start(&[
+        "--user",
+        "game",
+        "--pass",
+        "s e/c:ret",
+        "--tls",
+        "--tlscert",
+        &certificate,
+        "--tlskey",
+        &key,
+    ]);
+    let url = format!("tls://localhost:{}", nats.address().port());
+    let (sender, _events) = mpsc::channel(8);
+    let mut settings = worker::nats::NatsSettings::new(url, "room/1");
+    settings.tls_ca = Some(certificate.into());
+    settings.user = Some(("game".into(), "wrong".into()));
+    assert!(worker::nats::connect(&settings, sender.clone()).await.is_err());
+    settings.user = Some(("game".into(), "s e/c:ret".into()));
+    let client = soon(worker::nats::connect(&settings, sender.clone())).await.unwrap();
+    soon(worker::nats::barrier(&client, PATIENCE)).await.unwrap();
+    settings.tls_ca = None;
+    assert!(worker::nats::connect(&settings, sender).await.is_err(), "an unknown authority");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_stop_ends_the_wait_for_what_still_runs() {
     let (nats, etcd) = (Nats::start(&[]), Etcd::start());
     let gateway = Gateway::start(&nats, &etcd).await;
@@ -384,8 +449,16 @@ async fn the_binary_serves_reports_its_health_and_ends_well_on_sigterm() {
     };
     soon(ready).await;
     let metrics = get(&pages, "/metrics");
-    let counted = "dragonfruit_worker_requests_total{serverType=\"room\",outcome=\"ok\"} 1";
-    assert!(metrics.contains(counted), "{metrics}");
+    let labels = "game=\"\",serverType=\"room\"";
+    for counted in [
+        format!("pitaya_handler_requests_replied_total{{{labels}}} 1"),
+        format!("pitaya_service_discovery_count_servers{{{labels},type=\"connector\"}} 1"),
+        format!(
+            "pitaya_handler_response_time_ns_count{{{labels},route=\"room.test.echo\",status=\"ok\",type=\"handler\",code=\"\"}} 1"
+        ),
+    ] {
+        assert!(metrics.contains(&counted), "{counted} is not in {metrics}");
+    }
 
     let sleeping = gateway.send(request(1, "room.test.sleep", r#"{"ms":700}"#));
     let end = async {

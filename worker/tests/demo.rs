@@ -168,3 +168,13 @@ async fn floods_are_numbered_in_order_and_go_to_whom_they_should() {
         ]
     );
 }
+
+#[tokio::test]
+async fn an_endless_flood_ends_at_its_deadline_and_lets_others_run() {
+    let harness = start(true).await;
+    let data = json!({"n": 1_000_000, "size": 8}).to_string();
+    let flood = harness.send(&support::with_timeout(request(1, "room.test.flood", data), "50ms"));
+    let other = harness.send(&request(2, "room.test.echo", "x"));
+    assert_eq!(&other.data().await[..], b"x");
+    assert_eq!(flood.error().await.1, "rpc client: request timeout");
+}

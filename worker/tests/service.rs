@@ -107,6 +107,34 @@ async fn a_slow_handler_holds_up_its_session_and_no_other() {
 }
 
 #[tokio::test]
+async fn requests_may_come_from_threads_without_a_runtime() {
+    let gate = Gate::new();
+    let harness = Arc::new(Harness::new(gated(&gate)).await);
+    let other = Arc::clone(&harness);
+    let thread = std::thread::spawn(move || other.send(&request(1, "room.gate.echo", "x")));
+    let answer = thread.join().expect("a gateway's reactor has no runtime");
+    assert_eq!(&answer.data().await[..], b"x");
+}
+
+#[tokio::test]
+async fn no_more_handlers_run_at_once_than_allowed() {
+    let gate = Gate::new();
+    let limits = Limits { running_max: 2, ..Limits::default() };
+    let harness = Harness::new(gated(&gate).limits(limits)).await;
+    let slow: Vec<_> = (1..=2).map(|s| harness.send(&request(s, "room.gate.slow", "1"))).collect();
+    gate.wait_for_started(2).await;
+    assert_eq!(harness.service.running(), 2);
+    let waiting = harness.send(&with_timeout(request(3, "room.gate.slow", "3"), "50ms"));
+    assert_eq!(waiting.error().await.1, "rpc client: request timeout");
+    gate.open.add_permits(2);
+    for answer in slow {
+        answer.data().await;
+    }
+    assert_eq!(*gate.started.lock().unwrap(), [1, 1]);
+    harness.send(&request(3, "room.gate.echo", "")).data().await;
+}
+
+#[tokio::test]
 async fn the_same_session_id_of_two_gateways_is_two_sessions() {
     let gate = Gate::new();
     let harness = Harness::new(gated(&gate)).await;
