@@ -128,6 +128,7 @@ impl World {
             ("pitaya.cluster.rpc.server.nats.reconnectjitter", "10ms"),
             ("pitaya.server.id", id),
             ("pitaya.admin.listen", "127.0.0.1:0"),
+            ("pitaya.handler.queue.session", "1000"),
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
