@@ -13,6 +13,7 @@ mod backend;
 mod discovery;
 mod lifecycle;
 mod outages;
+mod proxy;
 mod requests;
 mod security;
 mod sessions;
