@@ -25,6 +25,8 @@ pub struct ConnectionState {
     pub token: Token,
     /// The client's address.
     pub peer: SocketAddr,
+    /// Number of its bus on the old reactor.
+    pub bus: usize,
     /// Framing, with bytes that are not a whole packet yet.
     pub wire: WireState,
     /// Packet order, heartbeat, limits.
@@ -43,12 +45,20 @@ pub struct ConnectionState {
     pub closing: Option<Closing>,
 }
 
-/// All clients of one reactor at rest, with the bus that they share.
-pub struct ReactorState {
+/// A bus at rest.
+pub struct BusParcel {
+    /// Its number on the old reactor.
+    pub number: usize,
     /// The bus.
     pub bus: Bus,
     /// Its socket; none when it is in-process or not connected.
-    pub bus_socket: Option<OwnedFd>,
+    pub socket: Option<OwnedFd>,
+}
+
+/// All clients of one reactor at rest, with the buses that they use.
+pub struct ReactorState {
+    /// The buses.
+    pub buses: Vec<BusParcel>,
     /// The clients and their sockets.
     pub connections: Vec<(ConnectionState, OwnedFd)>,
     /// Letters for them that had come meanwhile.
@@ -63,6 +73,7 @@ impl Connection {
         ConnectionState {
             token: self.token,
             peer: self.peer,
+            bus: client.bus,
             wire: self.wire.freeze(),
             agent: client.agent.freeze(now_ms),
             unsent: client.outbox.freeze(remainder),

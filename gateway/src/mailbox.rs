@@ -82,14 +82,6 @@ pub enum Mail {
 }
 
 impl Mail {
-    /// Whether the letter is about a session or its requests, and moves with them.
-    pub fn is_for_session(&self) -> bool {
-        matches!(
-            self,
-            Self::Call { .. } | Self::Push { .. } | Self::Kick { .. } | Self::Answer { .. }
-        )
-    }
-
     fn payload_bytes(&self) -> usize {
         match self {
             Self::Call { request: bytes, .. }

@@ -280,6 +280,7 @@ fn a_reader_that_stops_is_closed_at_the_write_deadline_and_others_do_not_notice(
         let settings = [
             ("pitaya.buffer.agent.conntimeout", "1s"),
             ("pitaya.gateway.outbox.maxbytes", "67108864"),
+            ("pitaya.handler.messages.compression", "false"),
         ];
         let gateway = start(driver, &settings);
         let mut stuck = RawClient::connect_tcp(tcp(&gateway)).unwrap();

@@ -22,7 +22,6 @@ use crate::service::Service;
 pub(crate) struct Status {
     pub(crate) service: Service,
     pub(crate) link: NatsLink,
-    pub(crate) client: async_nats::Client,
     pub(crate) discovery: Arc<Discovery>,
     pub(crate) server_type: String,
     /// From the end of the start to the beginning of the stop.
@@ -35,7 +34,7 @@ impl Status {
         if !self.is_serving.load(Ordering::Relaxed) {
             return Some("starting or stopping");
         }
-        if self.client.connection_state() != State::Connected {
+        if self.link.client().connection_state() != State::Connected {
             return Some("not connected to NATS");
         }
         (!self.discovery.is_registered()).then_some("not registered in etcd")

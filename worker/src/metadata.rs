@@ -3,8 +3,10 @@
 //! It is read leniently: only what Pitaya refuses is refused. A call to another server gets a copy with the caller's
 //! own entries; the received one is never changed, so parallel calls of one handler cannot disturb each other.
 
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use shared::error::code;
 use shared::go::go_duration;
@@ -24,8 +26,13 @@ pub(crate) fn decode(metadata: &[u8]) -> Result<Map<String, Value>> {
 
 /// How long the caller waits, counted from arrival. None when it did not say; zero when it gave up before sending.
 pub(crate) fn request_timeout(metadata: &[u8]) -> Result<Option<Duration>> {
-    let map = decode(metadata)?;
-    let Some(Value::String(text)) = map.get("reqTimeout") else { return Ok(None) };
+    if metadata.is_empty() {
+        return Err(Error::new(code::INTERNAL, "no context found"));
+    }
+    let timeout: TimeoutOnly =
+        serde_json::from_slice(metadata).map_err(|e| Error::new(code::INTERNAL, e.to_string()))?;
+    let TimeoutOnly(Some(Value::String(text))) = timeout else { return Ok(None) };
+    let text = text.as_str();
     if let Some(negative) = text.strip_prefix('-')
         && go_duration::parse(negative).is_ok()
     {
@@ -35,10 +42,64 @@ pub(crate) fn request_timeout(metadata: &[u8]) -> Result<Option<Duration>> {
         // Zero is a race in Pitaya and means nothing; a server that sends it gets the default.
         Ok(Duration::ZERO) => Ok(None),
         Ok(timeout) => Ok(Some(timeout.min(TIMEOUT_MAX))),
-        Err(_) => Err(Error::new(
-            code::INTERNAL,
-            format!("time: invalid duration {}", Value::from(&**text)),
-        )),
+        Err(_) => {
+            Err(Error::new(code::INTERNAL, format!("time: invalid duration {}", Value::from(text))))
+        }
+    }
+}
+
+/// The one entry that each request needs; the others are skipped without being kept. As in Go the last one counts.
+struct TimeoutOnly(Option<Value>);
+
+impl<'de> Deserialize<'de> for TimeoutOnly {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(TimeoutVisitor)
+    }
+}
+
+struct TimeoutVisitor;
+
+impl<'de> Visitor<'de> for TimeoutVisitor {
+    type Value = TimeoutOnly;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TimeoutOnly, A::Error> {
+        let mut timeout = None;
+        while let Some(key) = map.next_key::<Key>()? {
+            if key.is_timeout {
+                timeout = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(TimeoutOnly(timeout))
+    }
+}
+
+struct Key {
+    is_timeout: bool,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_identifier(KeyVisitor)
+    }
+}
+
+struct KeyVisitor;
+
+impl Visitor<'_> for KeyVisitor {
+    type Value = Key;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+        Ok(Key { is_timeout: key == "reqTimeout" })
     }
 }
 
@@ -75,6 +136,14 @@ mod tests {
         assert_eq!(read(r#"{"reqTimeout":"1m30s"}"#).unwrap(), Some(Duration::from_secs(90)));
         assert_eq!(read("{}").unwrap(), None);
         assert_eq!(read(r#"{"reqTimeout":5}"#).unwrap(), None);
+        assert_eq!(
+            read(r#"{"a":[{}],"req\u0054imeout":"1s","b":1}"#).unwrap(),
+            Some(Duration::from_secs(1))
+        );
+        assert_eq!(
+            read(r#"{"reqTimeout":"1s","reqTimeout":"2s"}"#).unwrap(),
+            Some(Duration::from_secs(2))
+        );
         assert_eq!(read(r#"{"reqTimeout":"0"}"#).unwrap(), None);
         assert_eq!(read(r#"{"reqTimeout":"-1s"}"#).unwrap(), Some(Duration::ZERO));
         assert_eq!(read(r#"{"reqTimeout":"999999h"}"#).unwrap(), Some(TIMEOUT_MAX));

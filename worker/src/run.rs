@@ -2,22 +2,25 @@
 //!
 //! Start: connect to NATS, follow the cluster, run the start hooks, subscribe, and only then announce the server, so
 //! that nobody calls a server that is deaf. Stop, the other way round: leave the cluster, give others time to notice,
-//! unsubscribe, finish what was taken, flush, close. Losing NATS or etcd in between ends nothing.
+//! unsubscribe, finish what was taken, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
+//! server announces its end, the worker moves to another one first, without losing or doubling a request.
 //!
-//! Tasks, all owned here: the feed (one for the subscription), the outbox's pump, the pages of [`crate::admin`].
+//! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, Event};
+use async_nats::{Client, Event, Subscriber};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
 use shared::config::{Binary, Config};
 use shared::server::{Server, ServerTable};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
@@ -26,7 +29,7 @@ use crate::nats::{self, NatsLink, NatsSettings};
 use crate::servers::Servers;
 use crate::settings::Settings;
 
-/// For the last words to NATS at the end.
+/// For the last words to a NATS server.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl App {
@@ -53,22 +56,40 @@ impl App {
         let settings = Settings::new(config, self.server_type(), self.limits);
         let app =
             self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
-        let (events_sender, mut events) = mpsc::channel(64);
-        let client = tokio::select! {
-            client = connect(&settings.nats, events_sender) => client?,
+        let connection = tokio::select! {
+            connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
         };
-        let server = tokio::select! {
-            server = Running::start(app, &settings, client) => server?,
+        let mut server = tokio::select! {
+            server = Running::start(app, &settings, connection) => server?,
             _ = stops.recv() => return Ok(()),
         };
-        let stopped = server.serve(&mut stops, &mut events).await;
+        let stopped = server.serve(&settings, &mut stops).await;
         server.stop(&mut stops).await;
         stopped
     }
 }
 
-/// Tries until it works. Mistakes of the configuration fail at once.
+/// A connection that takes the server's requests.
+struct Connection {
+    client: Client,
+    subscriber: Subscriber,
+    events: mpsc::Receiver<Event>,
+}
+
+/// Connects and subscribes; tries until it works. Mistakes of the configuration fail at once.
+async fn open(settings: &Settings) -> Result<Connection> {
+    let (sender, events) = mpsc::channel(64);
+    let client = connect(&settings.nats, sender).await?;
+    loop {
+        match nats::subscribe(&client, &settings.own.subject()).await {
+            Ok(subscriber) => return Ok(Connection { client, subscriber, events }),
+            // Lost again since it was made; async-nats is busy with it.
+            Err(error) => tracing::warn!(%error, "subscribing again"),
+        }
+    }
+}
+
 async fn connect(settings: &NatsSettings, events: mpsc::Sender<Event>) -> Result<Client> {
     for attempt in 1.. {
         match nats::connect(settings, events.clone()).await {
@@ -84,20 +105,51 @@ async fn connect(settings: &NatsSettings, events: mpsc::Sender<Event>) -> Result
     unreachable!("the attempts do not end")
 }
 
+/// The tasks that take requests: one for the connection, and one for each that is about to be closed by its server.
+struct Feeds {
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+    /// Of the newest task: hands it the events of its connection when another one takes over.
+    retire: Option<oneshot::Sender<mpsc::Receiver<Event>>>,
+}
+
+impl Feeds {
+    fn new() -> Self {
+        Self { tasks: JoinSet::new(), stop: watch::Sender::new(false), retire: None }
+    }
+
+    fn add(&mut self, subscriber: Subscriber, status: &Status) {
+        let (retire, retired) = oneshot::channel();
+        let (service, link) = (status.service.clone(), status.link.clone());
+        let stop = self.stop.subscribe();
+        self.tasks.spawn(nats::feed(subscriber, service, link, stop, retired));
+        self.retire = Some(retire);
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Takes what has arrived, and ends all.
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = timeout(FLUSH_TIMEOUT, all).await;
+    }
+}
+
 /// A server that is up.
 struct Running {
     status: Arc<Status>,
-    feed: JoinHandle<()>,
-    stop_feed: oneshot::Sender<()>,
+    feeds: Feeds,
+    events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
-    admin: tokio::task::JoinSet<()>,
+    admin: JoinSet<()>,
     drain_limit: Duration,
 }
 
 impl Running {
-    /// Everything but the announcement.
-    async fn start(app: App, settings: &Settings, client: Client) -> Result<Self> {
-        let (link, pump) = NatsLink::new(client.clone());
+    /// Everything but the announcement. Requests that came before the start hooks ended wait in the subscription.
+    async fn start(app: App, settings: &Settings, connection: Connection) -> Result<Self> {
+        let Connection { client, subscriber, events } = connection;
+        let (link, pump) = NatsLink::new(client);
         let pump = tokio::spawn(pump);
         let discovery = Arc::new(Discovery::start(settings.discovery.clone(), &settings.own)?);
         let view = ClusterView {
@@ -108,49 +160,50 @@ impl Running {
         let service = app.build(Arc::new(link.clone()), view);
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.start().await?;
-        let subscriber = loop {
-            match nats::subscribe(&client, &settings.own.subject()).await {
-                Ok(subscriber) => break subscriber,
-                // Lost again between connecting and here; async-nats is busy with it.
-                Err(error) => tracing::warn!(%error, "subscribing again"),
-            }
-        };
-        let (stop_feed, stop) = oneshot::channel();
-        let feed = nats::feed(subscriber, service.clone(), link.clone(), stop);
-        let feed = tokio::spawn(feed);
         let status = Arc::new(Status {
             service,
             link,
-            client,
             discovery,
             server_type: settings.own.server_type.clone(),
             is_serving: AtomicBool::new(false),
         });
+        let mut feeds = Feeds::new();
+        feeds.add(subscriber, &status);
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feed, stop_feed, pump, admin, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
-    async fn serve(
-        &self,
-        stops: &mut mpsc::Receiver<()>,
-        events: &mut mpsc::Receiver<Event>,
-    ) -> Result<()> {
+    async fn serve(&mut self, settings: &Settings, stops: &mut mpsc::Receiver<()>) -> Result<()> {
+        let status = Arc::clone(&self.status);
         let registered = async {
-            self.status.discovery.register().await;
-            self.status.is_serving.store(true, Ordering::Relaxed);
+            status.discovery.register().await;
+            status.is_serving.store(true, Ordering::Relaxed);
             tracing::info!("registered, serving");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::pin!(registered);
+        // Another connection in the making, because the server of this one is about to go.
+        let mut elsewhere: OptionFuture<BoxFuture<'_, Result<Connection>>> = None.into();
         loop {
             tokio::select! {
                 () = &mut registered => {}
                 _ = stops.recv() => return Ok(()),
-                event = events.recv() => match event {
-                    Some(Event::Connected) => tracing::info!("connected to NATS"),
+                Some(connection) = &mut elsewhere => {
+                    elsewhere = None.into();
+                    self.move_to(connection?).await;
+                }
+                event = self.events.recv() => match event {
+                    Some(Event::LameDuckMode) => {
+                        tracing::info!("the NATS server is about to go, connecting to another one");
+                        elsewhere = Some(open(settings).boxed()).into();
+                    }
+                    Some(Event::Connected) => {
+                        tracing::info!("connected to NATS");
+                        elsewhere = None.into();
+                    }
                     Some(Event::Closed) | None => {
                         return Err(Error::unknown("the connection to NATS was given up"));
                     }
@@ -160,17 +213,27 @@ impl Running {
         }
     }
 
+    /// Goes on over another connection. The old one takes requests until its server closes it; each request arrives
+    /// once, because both are one queue group.
+    async fn move_to(&mut self, connection: Connection) {
+        let retire = self.feeds.retire.take();
+        self.feeds.add(connection.subscriber, &self.status);
+        self.status.link.replace(connection.client, FLUSH_TIMEOUT).await;
+        let events = std::mem::replace(&mut self.events, connection.events);
+        if let Some(retire) = retire {
+            let _ = retire.send(events);
+        }
+        tracing::info!("moved to another NATS server");
+    }
+
     async fn stop(self, stops: &mut mpsc::Receiver<()>) {
-        let Status { service, link, client, discovery, is_serving, .. } = &*self.status;
+        let Status { service, link, discovery, is_serving, .. } = &*self.status;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
         service.before_shutdown().await;
         discovery.leave().await;
-        let _ = self.stop_feed.send(());
-        let drained = async {
-            let _ = self.feed.await;
-            service.drain(self.drain_limit).await
-        };
+        self.feeds.stop().await;
+        let drained = service.drain(self.drain_limit);
         let hurried = async {
             if stops.recv().await.is_none() {
                 std::future::pending::<()>().await;
@@ -184,7 +247,7 @@ impl Running {
         }
         service.on_shutdown().await;
         link.flush(FLUSH_TIMEOUT).await;
-        let _ = client.drain().await;
+        let _ = link.client().drain().await;
         self.pump.abort();
         drop(self.admin);
         tracing::info!("stopped");

@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -234,6 +235,79 @@ async fn a_worker_waits_for_nats_and_survives_its_loss() {
         }
     };
     assert_eq!(&soon(answer).await.data[..], b"after");
+    worker.stop().await;
+}
+
+/// A port that is free now. nats-servers of one system must know each other's before they start.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_leaves_a_nats_server_that_announces_its_end_without_losing_a_request() {
+    let (routes, second, pages) = (free_port(), free_port(), free_port());
+    let listen = format!("nats://127.0.0.1:{routes}");
+    let mut going = Nats::start(&["--cluster_name", "c", "--cluster", &listen]);
+    let etcd = Etcd::start();
+    // The other server is not up yet, so the worker has no choice at first.
+    let urls = format!("{},nats://127.0.0.1:{second}", going.url());
+    let worker = start(test_app(), config(&going, &etcd, &[("pitaya.nats.connect", &urls)]));
+    {
+        let gateway = Gateway::start(&going, &etcd).await;
+        gateway.worker().await;
+    }
+    let (second, pages) = (second.to_string(), pages.to_string());
+    let staying = Nats::start(&[
+        "--cluster_name",
+        "c",
+        "--cluster",
+        "nats://127.0.0.1:-1",
+        "--routes",
+        &listen,
+        "-p",
+        &second,
+        "-m",
+        &pages,
+    ]);
+    let gateway = Gateway::start(&staying, &etcd).await;
+    gateway.worker().await;
+    let reachable = async {
+        while gateway.send(request(1, "room.test.echo", "")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(reachable).await;
+    going.lame_duck();
+    // Several players at once, so that some request is on its way at every moment of the move.
+    let is_over = AtomicBool::new(false);
+    let asker = async |player: i64| {
+        let mut asked = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            asked += 1;
+            let text = format!("{player} {asked}");
+            assert_eq!(gateway.ask(player, "room.test.echo", &text).await, text);
+        }
+    };
+    let observer = async {
+        while !get(&format!("127.0.0.1:{pages}"), "/connz").contains("room/room-1") {
+            gateway.ask(99, "room.test.echo", "").await;
+        }
+        // The requests on their way over the old connection have to be answered as well.
+        for _ in 0..100 {
+            gateway.ask(99, "room.test.echo", "").await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let askers = futures_util::future::join_all((1..=16).map(asker));
+    soon(futures_util::future::join(askers, observer)).await;
+    going.kill();
+    // Until the other server has noticed, it may send a request there.
+    while !get(&format!("127.0.0.1:{pages}"), "/routez").contains("\"num_routes\": 0") {
+        tokio::task::yield_now().await;
+    }
+    for number in 0..100 {
+        gateway.ask(number, "room.test.echo", "x").await;
+    }
     worker.stop().await;
 }
 

@@ -23,7 +23,7 @@ struct Player<'a> {
 impl Player<'_> {
     fn request(&self, route: &str, data: &Value) -> proto::Request {
         let mut request = request(self.session, route, data.to_string());
-        request.session.as_mut().unwrap().uid = self.uid.clone();
+        request.session.as_mut().unwrap().uid.clone_from(&self.uid);
         request
     }
 

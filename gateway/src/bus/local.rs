@@ -67,13 +67,10 @@ impl LocalBus {
         LocalCarrier { bus: self.clone(), id }
     }
 
-    /// Gives bus `id` to reactor `to`; `send` runs while no letter is on its way, so that the parcel comes first.
-    pub fn move_bus<T>(&self, id: usize, to: usize, send: impl FnOnce() -> T) -> T {
-        let mut holders = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = holders.get_mut(id) {
-            *holder = to;
-        }
-        send()
+    /// Runs `act` while no letter is on its way, so that a parcel comes before the letters that follow it. `act` may
+    /// give buses to other reactors: the slice says who holds which.
+    pub fn while_closed<T>(&self, act: impl FnOnce(&mut [usize]) -> T) -> T {
+        act(&mut self.gate.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn post_to(&self, reactor: usize, mail: Mail) -> Result<(), LinkError> {

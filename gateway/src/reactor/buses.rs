@@ -97,10 +97,11 @@ impl Reactor {
     }
 
     pub(super) fn handle_bus_bytes(&mut self, number: usize, buffer: &Buffer) {
+        let is_leaving = self.is_bus_leaving(number);
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Bus { link: Some(link), state } = bus else { return };
         let bytes: &[u8] = self.driver.bytes(buffer);
-        if self.moving.as_ref().is_some_and(|moving| moving.bus == number) {
+        if is_leaving {
             link.hold(bytes);
             return;
         }
@@ -188,11 +189,12 @@ impl Reactor {
         buffer: Vec<u8>,
         result: io::Result<usize>,
     ) {
+        let is_leaving = self.is_bus_leaving(number);
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Bus { link: Some(link), state } = bus else { return };
         let Carrier::Nats(lines) = &mut state.carrier else { return };
         let outcome = match result {
-            Ok(bytes) if self.moving.is_some() => {
+            Ok(bytes) if is_leaving => {
                 let start = buffer.len().saturating_sub(lines.unsent_bytes) + bytes;
                 link.freeze(buffer.get(start..).unwrap_or_default(), lines);
                 Ok(())
@@ -214,6 +216,10 @@ impl Reactor {
 
     /// Gives a connection to NATS up: requests under way fail, binds under way are undone, a new socket is asked for.
     pub(super) fn lose_bus(&mut self, number: usize, error: &LinkError) {
+        if self.is_bus_leaving(number) {
+            // Whoever takes the bus over meets the same error.
+            return;
+        }
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Some(link) = &mut bus.link else { return };
         let address = link.address().to_owned();
@@ -230,7 +236,7 @@ impl Reactor {
 
     pub(super) fn flush_buses(&mut self) {
         for number in 0..self.buses.capacity() {
-            if self.moving.as_ref().is_some_and(|moving| moving.bus == number) {
+            if self.is_bus_leaving(number) {
                 continue;
             }
             let Some(bus) = self.buses.get_mut(number) else { continue };

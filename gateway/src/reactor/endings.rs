@@ -136,10 +136,11 @@ impl Reactor {
     }
 
     pub(super) fn serve_call(&mut self, request: &Bytes, reply: ReplyTo) {
-        if let Some(moving) = &mut self.moving {
-            moving.letters.push(Mail::Call { request: request.clone(), reply });
+        let Some(Mail::Call { reply, .. }) =
+            self.keep_letter(Mail::Call { request: request.clone(), reply })
+        else {
             return;
-        }
+        };
         let home = self.home;
         let answer = match RequestView::decode(request) {
             Err(_) => calls::bad_request("cannot decode the request"),
@@ -199,8 +200,7 @@ impl Reactor {
     }
 
     pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) {
-        if let Some(moving) = &mut self.moving {
-            moving.letters.push(Mail::Kick { session, is_replaced });
+        if self.keep_letter(Mail::Kick { session, is_replaced }).is_none() {
             return;
         }
         let Some(place) = self.core.directory.find(session) else { return };

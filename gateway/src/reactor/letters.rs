@@ -23,12 +23,7 @@ impl Reactor {
     }
 
     pub(super) fn handle_letter(&mut self, mail: Mail) {
-        if let Some(moving) = &mut self.moving
-            && mail.is_for_session()
-        {
-            moving.letters.push(mail);
-            return;
-        }
+        let Some(mail) = self.keep_letter(mail) else { return };
         match mail {
             Mail::Servers(table) => {
                 for bus in self.bus_numbers() {

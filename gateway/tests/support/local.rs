@@ -10,7 +10,7 @@ use shared::config::{Binary, Config};
 use worker::prelude::*;
 
 /// Both drivers: every test of behaviour runs on each.
-pub const DRIVERS: [&str; 2] = ["uring", "epoll"];
+pub(crate) const DRIVERS: [&str; 2] = ["uring", "epoll"];
 
 #[derive(Deserialize)]
 struct Name {
@@ -34,7 +34,7 @@ struct Done {
 }
 
 /// The application: what tests need to see of sessions, pushes, order and errors.
-pub fn app() -> App {
+pub(crate) fn app() -> App {
     App::new("room")
         .on("test.echo", async |body: bytes::Bytes| -> Result<bytes::Bytes> { Ok(body) })
         .on("test.bind", async |session: Session, name: Name| -> Result<Done> {
@@ -76,7 +76,7 @@ pub fn app() -> App {
 }
 
 /// A gateway on free ports with these settings on top of the defaults.
-pub fn start(driver: &str, settings: &[(&str, &str)]) -> Gateway {
+pub(crate) fn start(driver: &str, settings: &[(&str, &str)]) -> Gateway {
     let mut all: Vec<(String, String)> = vec![
         ("pitaya.gateway.tcp".into(), "127.0.0.1:0".into()),
         ("pitaya.gateway.ws".into(), "127.0.0.1:0".into()),
@@ -92,11 +92,11 @@ pub fn start(driver: &str, settings: &[(&str, &str)]) -> Gateway {
 }
 
 /// Where TCP clients connect.
-pub fn tcp(gateway: &Gateway) -> SocketAddr {
+pub(crate) fn tcp(gateway: &Gateway) -> SocketAddr {
     gateway.addresses().tcp[0]
 }
 
 /// Where WebSocket clients connect.
-pub fn ws(gateway: &Gateway) -> SocketAddr {
+pub(crate) fn ws(gateway: &Gateway) -> SocketAddr {
     gateway.addresses().ws[0]
 }

@@ -33,7 +33,6 @@ const MESSAGE_BYTES: usize = 128;
 pub struct NatsLink(Arc<Inner>);
 
 struct Inner {
-    client: Client,
     outbox: Mutex<Outbox>,
     /// The pump has something to do.
     filled: Notify,
@@ -41,27 +40,64 @@ struct Inner {
     emptied: Notify,
 }
 
-#[derive(Default)]
 struct Outbox {
+    /// Where everything goes; replaced when its server sends us away.
+    client: Client,
     waiting: VecDeque<(Subject, Bytes)>,
     bytes: usize,
     /// The pump holds messages that it took out and the channel does not have yet.
     is_pumping: bool,
+    /// Nothing goes out until the client was replaced.
+    is_held: bool,
     refused: u64,
 }
 
 impl NatsLink {
     /// The link, and its pump, which the caller runs as a task until the link is not needed any more.
     pub fn new(client: Client) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let outbox = Mutex::default();
-        let inner = Inner { client, outbox, filled: Notify::new(), emptied: Notify::new() };
+        let outbox = Mutex::new(Outbox {
+            client,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            is_pumping: false,
+            is_held: false,
+            refused: 0,
+        });
+        let inner = Inner { outbox, filled: Notify::new(), emptied: Notify::new() };
         let link = Self(Arc::new(inner));
         (link.clone(), pump(link.0))
     }
 
     /// The largest message that the server takes.
     pub fn payload_bytes_max(&self) -> usize {
-        self.0.client.max_payload()
+        self.client().max_payload()
+    }
+
+    /// The connection of this moment.
+    pub fn client(&self) -> Client {
+        self.0.outbox().client.clone()
+    }
+
+    /// Lets everything from now on go through another client. The order is kept: messages wait here until the old
+    /// client's server has all that went before, at most `limit`. Calls that wait for an answer keep the old client.
+    pub async fn replace(&self, client: Client, limit: Duration) {
+        // Undone on every way out, also when this is cancelled.
+        let _held = Held::new(&self.0);
+        let old = self.client();
+        let quiet = async {
+            loop {
+                let emptied = self.0.emptied.notified();
+                if !self.0.outbox().is_pumping {
+                    break;
+                }
+                emptied.await;
+            }
+            super::barrier(&old, limit).await
+        };
+        if !matches!(tokio::time::timeout(limit, quiet).await, Ok(Ok(()))) {
+            tracing::warn!("the old connection to NATS did not answer any more");
+        }
+        self.0.outbox().client = client;
     }
 
     /// Answers a request. An answer that finds the outbox full is lost, and counted; its caller has given up by then.
@@ -80,16 +116,12 @@ impl NatsLink {
         let flush = async {
             loop {
                 let emptied = self.0.emptied.notified();
-                let is_empty = {
-                    let outbox = self.0.outbox();
-                    outbox.waiting.is_empty() && !outbox.is_pumping
-                };
-                if is_empty {
+                if self.0.outbox().is_free() {
                     break;
                 }
                 emptied.await;
             }
-            super::barrier(&self.0.client, limit).await
+            super::barrier(&self.client(), limit).await
         };
         if !matches!(tokio::time::timeout(limit, flush).await, Ok(Ok(()))) {
             tracing::warn!("the last messages may not have reached NATS");
@@ -98,9 +130,9 @@ impl NatsLink {
 
     fn send(&self, subject: Subject, payload: Bytes) -> Result<(), LinkError> {
         let mut outbox = self.0.outbox();
-        if outbox.waiting.is_empty() && !outbox.is_pumping {
+        if outbox.is_free() {
             // One poll, outside tokio's budget, which would make the channel look full when it is not.
-            let publish = self.0.client.publish(subject.clone(), payload.clone());
+            let publish = outbox.client.publish(subject.clone(), payload.clone());
             if let Some(outcome) = unconstrained(publish).now_or_never() {
                 return outcome.map_err(|error| match error.kind() {
                     PublishErrorKind::MaxPayloadExceeded => LinkError::TooLarge,
@@ -109,7 +141,7 @@ impl NatsLink {
                 });
             }
         }
-        if payload.len() > self.payload_bytes_max() {
+        if payload.len() > outbox.client.max_payload() {
             return Err(LinkError::TooLarge);
         }
         let bytes = payload.len() + MESSAGE_BYTES;
@@ -125,16 +157,42 @@ impl NatsLink {
     }
 }
 
+impl Outbox {
+    /// Whether a message may go out at once without overtaking another.
+    fn is_free(&self) -> bool {
+        self.waiting.is_empty() && !self.is_pumping && !self.is_held
+    }
+}
+
+/// Nothing goes out as long as this lives.
+struct Held<'a>(&'a Inner);
+
+impl<'a> Held<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        inner.outbox().is_held = true;
+        Self(inner)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.outbox().is_held = false;
+        self.0.filled.notify_one();
+    }
+}
+
 impl Inner {
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes everything that waits. None when there is nothing, which ends the pump's turn.
-    fn take(&self) -> Option<VecDeque<(Subject, Bytes)>> {
+    /// Takes everything that waits, and where it goes. None when there is nothing to do, which ends the pump's turn.
+    fn take(&self) -> Option<(Client, VecDeque<(Subject, Bytes)>)> {
         let mut outbox = self.outbox();
-        outbox.is_pumping = !outbox.waiting.is_empty();
-        let taken = outbox.is_pumping.then(|| std::mem::take(&mut outbox.waiting));
+        outbox.is_pumping = !outbox.waiting.is_empty() && !outbox.is_held;
+        let take =
+            |outbox: &mut Outbox| (outbox.client.clone(), std::mem::take(&mut outbox.waiting));
+        let taken = outbox.is_pumping.then(|| take(&mut outbox));
         drop(outbox);
         if taken.is_none() {
             self.emptied.notify_waiters();
@@ -157,10 +215,10 @@ impl Inner {
 /// Moves waiting messages into async-nats's channel, for ever.
 async fn pump(inner: Arc<Inner>) {
     loop {
-        while let Some(taken) = inner.take() {
+        while let Some((client, taken)) = inner.take() {
             for (subject, payload) in taken {
                 let bytes = payload.len() + MESSAGE_BYTES;
-                if inner.client.publish(subject, payload).await.is_err() {
+                if client.publish(subject, payload).await.is_err() {
                     tracing::debug!("a message was refused by the connection");
                 }
                 inner.release(bytes);
@@ -177,11 +235,11 @@ impl Link for NatsLink {
         payload: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
-        let subject = Subject::from(subject);
+        let (client, subject) = (self.client(), Subject::from(subject));
         Box::pin(async move {
             let request = Request::new().payload(payload.into()).timeout(Some(timeout));
             // The limit again around it, because waiting for the channel is not part of async-nats's timeout.
-            let answer = self.0.client.send_request(subject, request);
+            let answer = client.send_request(subject, request);
             let answer = tokio::time::timeout(timeout, answer).await;
             match answer.map_err(|_| LinkError::Timeout)? {
                 Ok(message) => Ok(message.payload),

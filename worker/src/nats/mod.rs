@@ -9,10 +9,10 @@ mod link;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, Message, ServerAddr, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use tokio::sync::{mpsc, oneshot};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 pub use link::NatsLink;
@@ -178,36 +178,67 @@ pub async fn barrier(client: &Client, limit: Duration) -> Result<(), NatsError> 
     }
 }
 
-/// Hands everything that arrives to the service, until `stop`; then takes what has arrived already, and ends. Never
-/// waits for a handler.
+/// Hands everything that arrives to the service, and never waits for a handler. Ends in one of two ways:
+///
+/// * `stop` becomes true: unsubscribes, takes what has arrived already. What NATS sends until it reads the
+///   unsubscription is lost to async-nats; nobody calls a server that left the cluster a while ago.
+/// * `retire` gets the events of the connection: takes all that comes until the server closes it, and so loses
+///   nothing. This is how a connection ends that another one has taken over from.
 pub async fn feed(
     mut subscriber: Subscriber,
     service: Service,
     link: NatsLink,
-    mut stop: oneshot::Receiver<()>,
+    mut stop: watch::Receiver<bool>,
+    mut retire: oneshot::Receiver<mpsc::Receiver<Event>>,
 ) {
-    let mut is_stopping = false;
+    let mut events = None;
+    let (mut is_stopping, mut is_retiring) = (false, false);
     loop {
-        let message = tokio::select! {
-            message = subscriber.next() => message,
-            _ = &mut stop, if !is_stopping => {
+        tokio::select! {
+            message = subscriber.next() => match message {
+                Some(message) => hand_over(message, &service, &link),
+                None => return,
+            },
+            () = stopped(&mut stop), if !is_stopping => {
                 is_stopping = true;
-                // What NATS sends until it reads the unsubscription may be lost: nobody calls a server any more that
-                // left the cluster a while ago.
                 let _ = subscriber.drain().await;
-                continue;
             }
-        };
-        let Some(message) = message else { return };
-        service.set_answer_bytes_max(link.payload_bytes_max());
-        let reply = match message.reply {
-            None => Reply::discard(),
-            Some(subject) => {
-                let link = link.clone();
-                Reply::new(move |answer| link.answer(subject, answer))
+            received = &mut retire, if !is_retiring => {
+                is_retiring = true;
+                events = received.ok();
             }
-        };
-        service.handle(message.payload, reply);
+            () = closed(events.as_mut()) => break,
+        }
+    }
+    while let Some(Some(message)) = subscriber.next().now_or_never() {
+        hand_over(message, &service, &link);
+    }
+}
+
+fn hand_over(message: Message, service: &Service, link: &NatsLink) {
+    service.set_answer_bytes_max(link.payload_bytes_max());
+    let reply = match message.reply {
+        None => Reply::discard(),
+        Some(subject) => {
+            let link = link.clone();
+            Reply::new(move |answer| link.answer(subject, answer))
+        }
+    };
+    service.handle(message.payload, reply);
+}
+
+/// Resolves when the feed should end, or whoever could tell it has.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Resolves when the connection of these events is lost; never without events.
+async fn closed(events: Option<&mut mpsc::Receiver<Event>>) {
+    let Some(events) = events else { return std::future::pending().await };
+    while let Some(event) = events.recv().await {
+        if matches!(event, Event::Disconnected | Event::Closed) {
+            return;
+        }
     }
 }
 
