@@ -67,6 +67,11 @@ impl Backend {
         }
     }
 
+    /// Leaves the cluster; what still comes is not answered.
+    pub(crate) fn leave(self, world: &World) {
+        world.withdraw(self.discovery);
+    }
+
     /// Answers everything with the request's own data, until the test ends.
     pub(crate) fn echo(self) -> Echo {
         let Self { caller, calls, discovery } = self;

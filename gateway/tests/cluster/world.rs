@@ -91,9 +91,22 @@ impl World {
         Backend::start(self, id, self.soon(async_nats::connect(self.nats.url())).unwrap())
     }
 
-    /// An entry in etcd, behind which there need not be anybody. Withdrawn as by a crash when it is dropped, and
-    /// properly by [`World::withdraw`].
+    /// An entry in etcd, behind which there need not be anybody. It stays as after a crash when it is dropped, and goes
+    /// by [`World::withdraw`].
     pub(crate) fn announce(&self, server_type: &str, id: &str) -> Discovery {
+        let discovery = self.discover(server_type, id);
+        self.soon(discovery.register());
+        discovery
+    }
+
+    /// Somebody who looks at the servers and is none.
+    pub(crate) fn observe(&self) -> Discovery {
+        let discovery = self.discover("observer", "observer-1");
+        self.soon(discovery.wait_synced());
+        discovery
+    }
+
+    fn discover(&self, server_type: &str, id: &str) -> Discovery {
         let own = Server {
             id: id.to_owned(),
             server_type: server_type.to_owned(),
@@ -106,11 +119,7 @@ impl World {
             shutdown_delay: Duration::ZERO,
             ..DiscoveryOptions::default()
         };
-        self.soon(async {
-            let discovery = Discovery::start(options, &own).unwrap();
-            discovery.register().await;
-            discovery
-        })
+        self.soon(async { Discovery::start(options, &own) }).unwrap()
     }
 
     pub(crate) fn withdraw(&self, discovery: Discovery) {
