@@ -141,6 +141,12 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
         bus.reply(reply, &failure(code::UNKNOWN, text));
         return;
     }
+    if !bus.takes_lines() {
+        // Another reactor took the call; this one has lost NATS. Neither the subscriptions nor the confirmation could
+        // leave, so nothing changes, and the caller's next try finds the session unbound.
+        bus.reply(reply, &busy());
+        return;
+    }
     let session = client.session.id();
     if let Some(before) = core.directory.claim(session, uid) {
         core.replaced.push(before);

@@ -5,7 +5,7 @@
 //! Pitaya's code and text (cluster protocol 5.2, 7). The way back is deliver.rs.
 
 use bytes::Bytes;
-use proto::wire::SysRequest;
+use proto::wire::{RequestView, SysRequest};
 use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
@@ -333,7 +333,8 @@ fn send_request(
     }
 }
 
-/// Sends a request once more, to another server: nobody had received it.
+/// Sends a request once more, to another server: nobody had received it. While the others have their hands full it waits
+/// in front of those that came later.
 ///
 /// Errors: there is nobody to send it to, or it was a second try already; the request is given back.
 pub fn retry(
@@ -343,11 +344,21 @@ pub fn retry(
     bus: &mut BusState,
     now_ms: u64,
 ) -> Result<(), Pending> {
-    let is_possible = !pending.is_retry && !request.is_empty() && now_ms < pending.deadline_ms;
-    let choice = bus.targets.choose_next(server_type, now_ms);
-    let (true, Choice::Target(key)) = (is_possible, choice) else { return Err(pending) };
+    if pending.is_retry || request.is_empty() || now_ms >= pending.deadline_ms {
+        return Err(pending);
+    }
+    let key = match bus.targets.choose_next(server_type, now_ms) {
+        Choice::Target(key) => key,
+        Choice::Busy => {
+            let waiting = waiting_again(&pending, request).ok_or(pending)?;
+            bus.targets.wait_again(server_type, waiting);
+            return Ok(());
+        }
+        Choice::NoServers => return Err(pending),
+    };
     let Carrier::Nats(lines) = &mut bus.carrier else { return Err(pending) };
     let again = Pending { target: key, is_retry: true, ..pending };
+    // There is room: the first try has just left the table.
     let Some(token) = bus.pending.insert(again) else { return Ok(()) };
     if let Some(target) = bus.targets.begin(key) {
         lines.request_head(&target.subject, token, request.len());
@@ -355,6 +366,20 @@ pub fn retry(
         lines.out.extend_from_slice(b"\r\n");
     }
     Ok(())
+}
+
+fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
+    let message = RequestView::decode(request).ok()?.msg?;
+    Some(Waiting {
+        connection: pending.connection,
+        session: pending.session,
+        message_id: pending.message_id,
+        route: message.route.into(),
+        payload: message.data.to_vec(),
+        arrived_us: pending.arrived_us,
+        deadline_ms: pending.deadline_ms,
+        is_notify: false,
+    })
 }
 
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no

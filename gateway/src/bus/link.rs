@@ -201,14 +201,19 @@ impl NatsLink {
 }
 
 impl Socket {
-    /// Protocol answers first (CONNECT must precede everything), then the turn's lines, then the question whose answer
-    /// proves that the server has taken in those lines.
+    /// Protocol answers first, then the turn's lines, then the question whose answer proves that the server has taken in
+    /// those lines. Before the server has accepted us there is only the protocol: a line before CONNECT would end the
+    /// connection, and before TLS would be readable. What was written until then is dropped, because all subscriptions
+    /// are written anew.
     fn collect(&mut self, lines: &mut NatsLines, buffer: &mut Vec<u8>) -> Result<(), LinkError> {
-        let is_open = self.tls.as_ref().is_none_or(Tls::is_established);
-        if is_open {
+        if self.tls.as_ref().is_none_or(Tls::is_established) {
+            let is_accepted = self.client.state() == State::Ready;
+            let wants_barrier = std::mem::take(&mut lines.wants_barrier);
             let mut plain = std::mem::take(self.client.out());
-            plain.append(&mut lines.out);
-            if std::mem::take(&mut lines.wants_barrier) {
+            if is_accepted {
+                plain.append(&mut lines.out);
+            }
+            if is_accepted && wants_barrier {
                 lines.barrier = Some(self.client.ping());
                 plain.append(self.client.out());
             }
@@ -218,6 +223,9 @@ impl Socket {
             }
             plain.clear();
             *self.client.out() = plain;
+        }
+        if self.client.state() != State::Ready {
+            lines.out.clear();
         }
         if let Some(tls) = &mut self.tls {
             tls.take_output(buffer)?;

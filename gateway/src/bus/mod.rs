@@ -166,6 +166,11 @@ impl BusState {
         self.readiness == Readiness::Ready
     }
 
+    /// Whether lines reach the server: the connection is accepted, even if its subscriptions are not proven yet.
+    pub fn takes_lines(&self) -> bool {
+        !matches!(self.readiness, Readiness::Down { .. } | Readiness::Connecting)
+    }
+
     /// Takes the proofs that `is_meant` selects.
     pub fn take_proofs(&mut self, mut is_meant: impl FnMut(&Proof) -> bool) -> Vec<Proof> {
         if self.proofs.is_empty() {
@@ -192,8 +197,9 @@ impl NatsLines {
         }
     }
 
-    /// Begins anew with a fresh inbox.
+    /// Begins anew with a fresh inbox; what was written for the server before is dropped.
     pub fn restart(&mut self, unique: &str, payload_bytes_max: usize) {
+        self.out.clear();
         self.inbox = format!("_INBOX.{unique}.").into_bytes().into();
         self.payload_bytes_max = payload_bytes_max;
     }

@@ -270,29 +270,22 @@ impl Targets {
     }
 }
 
-/// Chooses among servers with room; suspects only when nobody else is left.
+/// Chooses among servers with room. Suspects count only when nobody else is listed: while the others have their hands
+/// full, waiting for them is better than asking somebody who does not listen.
 fn pick(targets: &Slab<Target>, keys: &[u32], chooser: &mut Chooser, now_ms: u64) -> Choice {
-    for is_choosy in [true, false] {
-        chooser.candidates.clear();
-        chooser.candidates.extend(keys.iter().filter_map(|key| targets.get(*key as usize)).map(
-            |target| {
-                let is_suspect = is_choosy && target.suspect_until_ms > now_ms;
-                Candidate {
-                    identity: target.identity,
-                    in_flight: target.in_flight,
-                    window: target.window,
-                    is_previous: false,
-                    is_suspect: is_suspect || target.in_flight >= target.window,
-                }
-            },
-        ));
-        let choice =
-            router::pick(Policy::LeastInFlight, &chooser.candidates, "", &mut chooser.state);
-        if let Some(key) = choice.and_then(|index| keys.get(index)) {
-            return Choice::Target(*key);
-        }
-    }
-    Choice::Busy
+    let listed = || keys.iter().filter_map(|key| targets.get(*key as usize));
+    let is_trusted = |target: &Target| target.suspect_until_ms <= now_ms;
+    let has_trusted = listed().any(is_trusted);
+    chooser.candidates.clear();
+    chooser.candidates.extend(listed().map(|target| Candidate {
+        identity: target.identity,
+        in_flight: target.in_flight,
+        window: target.window,
+        is_previous: false,
+        is_suspect: has_trusted && !is_trusted(target) || target.in_flight >= target.window,
+    }));
+    let choice = router::pick(Policy::LeastInFlight, &chooser.candidates, "", &mut chooser.state);
+    choice.and_then(|index| keys.get(index)).map_or(Choice::Busy, |key| Choice::Target(*key))
 }
 
 /// What a choice needs besides the servers; kept, so that choosing allocates nothing.

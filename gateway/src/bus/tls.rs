@@ -34,7 +34,11 @@ impl Tls {
     pub fn new(config: Arc<ClientConfig>, host: &str) -> Result<Self, TlsError> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| TlsError::Name { host: host.to_owned() })?;
-        Ok(Self { session: ClientConnection::new(config, name)?, plain: Vec::new() })
+        let mut session = ClientConnection::new(config, name)?;
+        // A turn's lines are encrypted as a whole and taken out at once. What is unsent is bounded by the bus; the
+        // default of 64 KiB would end the connection in a busy turn, or with one large message.
+        session.set_buffer_limit(None);
+        Ok(Self { session, plain: Vec::new() })
     }
 
     /// Whether the handshake is over.

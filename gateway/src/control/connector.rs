@@ -65,11 +65,13 @@ async fn connect_somewhere(
 ) -> (OwnedFd, NatsServer) {
     let mut urls = plan.urls.clone();
     loop {
-        let since = last.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
+        let since = *last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left) = since.and_then(|since| plan.wait.checked_sub(since.elapsed())) {
             let jitter = Duration::from_micros(fastrand::u64(..=plan.jitter.as_micros() as u64));
             tokio::time::sleep(left + jitter).await;
         }
+        // Taken after the wait: a wait must not count as time since the try that it precedes.
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         fastrand::shuffle(&mut urls);
         for url in &urls {
             match connect(url, plan).await {

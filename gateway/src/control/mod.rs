@@ -24,6 +24,8 @@ use plan::{ClusterPlan, Plan};
 
 /// How long a full mailbox is waited for before it is tried again.
 const MAILBOX_RETRY: Duration = Duration::from_millis(10);
+/// How often readiness looks whether the own key is in etcd.
+const REGISTRATION_LOOK: Duration = Duration::from_millis(500);
 /// Time that reactors get beyond their own deadline to end.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
@@ -149,28 +151,12 @@ impl Control {
         let plan = self.plan.clone();
         let Some(ClusterPlan { discovery, own, .. }) = &plan.cluster else { return Ok(()) };
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
-            tokio::select! {
-                report = self.reports.recv() => match report {
-                    Some(report) => self.handle_report(report),
-                    None => return Err(ControlError::Stopped),
-                },
-                command = self.commands.recv() => match command {
-                    Some(Command::Move { .. }) => {}
-                    Some(Command::Stop) | None => return Err(ControlError::Stopped),
-                },
-            }
+            self.follow_start().await?;
         }
         let discovery = Discovery::start(discovery.clone(), own)?;
-        let joined = async {
-            discovery.wait_synced().await;
-            discovery.register().await;
-        };
-        tokio::select! {
-            () = joined => {}
-            _ = self.commands.recv() => {
-                discovery.shutdown().await;
-                return Err(ControlError::Stopped);
-            }
+        if let Err(error) = self.join_discovery(&discovery).await {
+            discovery.shutdown().await;
+            return Err(error);
         }
         let mut tables = discovery.tables();
         let table = tables.borrow_and_update().clone();
@@ -181,12 +167,45 @@ impl Control {
         Ok(())
     }
 
+    async fn join_discovery(&mut self, discovery: &Discovery) -> Result<(), ControlError> {
+        let joined = async {
+            discovery.wait_synced().await;
+            discovery.register().await;
+        };
+        tokio::pin!(joined);
+        loop {
+            tokio::select! {
+                () = &mut joined => return Ok(()),
+                followed = self.follow_start() => followed?,
+            }
+        }
+    }
+
+    /// Waits for one report or command while the gateway does not serve yet: NATS may be lost again while etcd is
+    /// waited for. May be dropped at any time.
+    async fn follow_start(&mut self) -> Result<(), ControlError> {
+        tokio::select! {
+            report = self.reports.recv() => match report {
+                Some(report) => self.handle_report(report),
+                None => return Err(ControlError::Stopped),
+            },
+            command = self.commands.recv() => match command {
+                Some(Command::Move { .. }) => {}
+                Some(Command::Stop) | None => return Err(ControlError::Stopped),
+            },
+        }
+        Ok(())
+    }
+
     /// Follows the gateway until it is told to stop.
     pub async fn run(mut self) {
         let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
+        let mut look = tokio::time::interval(REGISTRATION_LOOK);
         loop {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
+                // An etcd that is gone changes no table, so nothing else would tell.
+                _ = look.tick() => {}
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Stop) | None => break,

@@ -126,11 +126,15 @@ impl Reactor {
         }
     }
 
-    /// Serves the calls of other servers that came in this turn.
+    /// Serves the calls of other servers that came in this turn, in their order: of two that set a session's data the
+    /// later one holds.
     pub(super) fn serve_calls(&mut self) {
-        while let Some((request, reply)) = self.core.calls.pop() {
+        let mut calls = std::mem::take(&mut self.core.calls);
+        for (request, reply) in calls.drain(..) {
             self.serve_call(&request, reply);
         }
+        // Serving a call makes no other calls, so nothing has come meanwhile; the room is kept.
+        self.core.calls = calls;
     }
 
     pub(super) fn serve_call(&mut self, request: &Bytes, reply: ReplyTo) {

@@ -118,7 +118,10 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
         let error = Error::new(code::REQUEST_TIMEOUT, REQUEST_TIMEOUT);
         deliver::fail_waiting(&waiting, FailReason::Timeout, &error, connections, turn);
     }
-    while let Some((server_type, waiting)) = turn.bus.targets.next_waiting(now_ms) {
+    // Without NATS they go on waiting, until their own deadline.
+    while turn.bus.is_ready()
+        && let Some((server_type, waiting)) = turn.bus.targets.next_waiting(now_ms)
+    {
         deliver::send_waiting(&server_type, waiting, connections, turn);
     }
 }

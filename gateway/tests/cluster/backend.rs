@@ -1,0 +1,233 @@
+//! A backend made by hand over async-nats: it shows what arrives to the byte, and answers what and when a test wants.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use async_nats::{Client, Subject};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use proto::Message;
+use shared::cluster::discovery::Discovery;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::world::{GATE, SOON, World};
+
+/// A server of type `room` that is in etcd without any announcement.
+pub(crate) struct Backend {
+    pub(crate) caller: Caller,
+    calls: Receiver<Call>,
+    discovery: Discovery,
+}
+
+/// Somebody who calls frontends, pushes and kicks.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    client: Client,
+    runtime: Handle,
+}
+
+/// One message that came to the backend.
+pub(crate) struct Call {
+    pub(crate) payload: Bytes,
+    pub(crate) reply: Option<Subject>,
+    caller: Caller,
+}
+
+impl Backend {
+    pub(crate) fn start(world: &World, id: &str, client: Client) -> Self {
+        let caller = Caller { client, runtime: world.handle() };
+        let subject = format!("pitaya/servers/room/{id}");
+        let mut messages = world.soon(caller.client.subscribe(subject)).unwrap();
+        world.soon(caller.client.flush()).unwrap();
+        let (sender, calls) = channel();
+        let answering = caller.clone();
+        caller.runtime.spawn(async move {
+            while let Some(message) = messages.next().await {
+                let (payload, reply) = (message.payload, message.reply);
+                if sender.send(Call { payload, reply, caller: answering.clone() }).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { caller, calls, discovery: world.announce("room", id) }
+    }
+
+    /// The next call.
+    pub(crate) fn next(&self) -> Call {
+        self.calls.recv_timeout(SOON).expect("a call arrives")
+    }
+
+    /// The next call if it comes in this time.
+    pub(crate) fn next_within(&self, time: Duration) -> Option<Call> {
+        match self.calls.recv_timeout(time) {
+            Ok(call) => Some(call),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("the backend's subscription has ended"),
+        }
+    }
+
+    /// Leaves the cluster; what still comes is not answered.
+    pub(crate) fn leave(self, world: &World) {
+        world.withdraw(self.discovery);
+    }
+
+    /// Answers everything with the request's own data, until the test ends.
+    pub(crate) fn echo(self) -> Echo {
+        let Self { caller, calls, discovery } = self;
+        std::thread::spawn(move || {
+            while let Ok(call) = calls.recv() {
+                call.answer(&call.request().msg.unwrap().data);
+            }
+        });
+        Echo { caller, discovery }
+    }
+}
+
+/// A backend that echoes by itself.
+pub(crate) struct Echo {
+    pub(crate) caller: Caller,
+    pub(crate) discovery: Discovery,
+}
+
+impl Call {
+    pub(crate) fn request(&self) -> proto::Request {
+        proto::Request::decode(self.payload.clone()).unwrap()
+    }
+
+    pub(crate) fn session(&self) -> i64 {
+        self.request().session.unwrap().id
+    }
+
+    pub(crate) fn data(&self) -> Bytes {
+        self.request().msg.unwrap().data
+    }
+
+    /// Answers with success.
+    pub(crate) fn answer(&self, data: &[u8]) {
+        let response = proto::Response { data: Bytes::copy_from_slice(data), error: None };
+        let reply = self.reply.clone().expect("a reply subject");
+        self.caller.publish(&reply, &response);
+    }
+}
+
+impl Caller {
+    fn wait<T>(&self, future: impl IntoFuture<Output = T>) -> T {
+        self.runtime.block_on(async { timeout(SOON, future).await.expect("NATS takes it in time") })
+    }
+
+    /// Publishes and waits until the server has it.
+    pub(crate) fn publish(&self, subject: &str, message: &impl Message) {
+        let sent = async {
+            self.client.publish(subject.to_owned(), message.encode_to_vec().into()).await.unwrap();
+            self.client.flush().await.unwrap();
+        };
+        self.wait(sent);
+    }
+
+    /// Publishes all of it at once.
+    pub(crate) fn publish_all(
+        &self,
+        messages: impl IntoIterator<Item = (String, Option<String>, Vec<u8>)>,
+    ) {
+        let sent = async {
+            for (subject, reply, payload) in messages {
+                match reply {
+                    Some(reply) => self
+                        .client
+                        .publish_with_reply(subject, reply, payload.into())
+                        .await
+                        .unwrap(),
+                    None => self.client.publish(subject, payload.into()).await.unwrap(),
+                }
+            }
+            self.client.flush().await.unwrap();
+        };
+        self.wait(sent);
+    }
+
+    /// Requests anything and returns the bytes of the answer.
+    pub(crate) fn ask(&self, subject: &str, payload: Vec<u8>) -> Bytes {
+        self.wait(self.client.request(subject.to_owned(), payload.into()))
+            .expect("an answer")
+            .payload
+    }
+
+    /// Calls a frontend's own route, and returns the bytes of the answer.
+    pub(crate) fn call(&self, gateway: &str, route: &str, argument: &impl Message) -> Bytes {
+        self.ask(&server_subject(gateway), user_request(route, argument))
+    }
+
+    /// Binds a session of [`GATE`] to a user.
+    pub(crate) fn bind(&self, session: i64, uid: &str) -> Bytes {
+        self.call(GATE, "sys.bindsession", &session_of(session, uid, ""))
+    }
+
+    /// Pushes to a user of a connector.
+    pub(crate) fn push(&self, uid: &str, data: &[u8]) {
+        self.publish(&user_subject(uid, "push"), &push_of(uid, data));
+    }
+
+    /// Subscribes to anything.
+    pub(crate) fn subscribe(&self, subject: &str) -> Receiver<async_nats::Message> {
+        let subscribed = async {
+            let messages = self.client.subscribe(subject.to_owned()).await.unwrap();
+            self.client.flush().await.unwrap();
+            messages
+        };
+        let mut messages = self.wait(subscribed);
+        let (sender, receiver) = channel();
+        self.runtime.spawn(async move {
+            while let Some(message) = messages.next().await {
+                if sender.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+}
+
+pub(crate) fn server_subject(gateway: &str) -> String {
+    format!("pitaya/servers/connector/{gateway}")
+}
+
+pub(crate) fn user_subject(uid: &str, what: &str) -> String {
+    format!("pitaya/connector/user/{uid}/{what}")
+}
+
+pub(crate) fn session_of(id: i64, uid: &str, data: &str) -> proto::Session {
+    proto::Session { id, uid: uid.to_owned(), data: Bytes::copy_from_slice(data.as_bytes()) }
+}
+
+pub(crate) fn push_of(uid: &str, data: &[u8]) -> proto::Push {
+    proto::Push {
+        route: "onTest".to_owned(),
+        uid: uid.to_owned(),
+        data: Bytes::copy_from_slice(data),
+    }
+}
+
+/// A call between servers, encoded.
+pub(crate) fn user_request(route: &str, argument: &impl Message) -> Vec<u8> {
+    let message = proto::Msg {
+        route: route.to_owned(),
+        data: argument.encode_to_vec().into(),
+        ..proto::Msg::default()
+    };
+    let request = proto::Request {
+        r#type: proto::RpcType::User.into(),
+        msg: Some(message),
+        metadata: Bytes::from_static(
+            br#"{"peer.id":"room-1","peer.service":"room","reqTimeout":"5s"}"#,
+        ),
+        ..proto::Request::default()
+    };
+    request.encode_to_vec()
+}
+
+/// Code and text of an answer that is an error.
+pub(crate) fn error_in(answer: &Bytes) -> (String, String) {
+    let error = proto::Response::decode(answer.clone()).unwrap().error.expect("an error");
+    (error.code, error.msg)
+}

@@ -1,0 +1,22 @@
+//! A gateway in a cluster: real nats-server and etcd, workers of ours, and backends made by hand that speak the
+//! cluster's protocol as Go does.
+//!
+//! Each test of behaviour runs over the ring and over epoll. Waiting is always for something that must come; nothing
+//! is slept for.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "../../../shared/tests/servers/mod.rs"]
+mod servers;
+
+mod backend;
+mod discovery;
+mod lifecycle;
+mod outages;
+mod proxy;
+mod requests;
+mod security;
+mod sessions;
+mod unique;
+mod window;
+mod world;

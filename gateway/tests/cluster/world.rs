@@ -1,0 +1,219 @@
+//! The cluster of one test: nats-server, etcd, gateways and workers in this process.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use client::raw::{OwnedMessage, RawClient};
+use gateway::control::plan::Plan;
+use gateway::gateway::{Commands, Gateway};
+use shared::cluster::discovery::{Discovery, DiscoveryOptions};
+use shared::config::{Binary, Config};
+use shared::server::Server;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use worker::demo::{self, DemoOptions};
+
+use crate::backend::Backend;
+use crate::servers::{Etcd, Nats};
+
+/// Both drivers: every test of behaviour runs on each.
+pub(crate) const DRIVERS: [&str; 2] = ["uring", "epoll"];
+/// How long anything may take on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// The id of the gateway, where there is one.
+pub(crate) const GATE: &str = "gate-1";
+
+/// Servers and the runtime of everything that is not the gateway.
+pub(crate) struct World {
+    pub(crate) nats: Nats,
+    pub(crate) etcd: Etcd,
+    runtime: Runtime,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::over(Nats::start(&[]))
+    }
+
+    pub(crate) fn over(nats: Nats) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self { nats, etcd: Etcd::start(), runtime }
+    }
+
+    /// Waits for the future, for a while.
+    pub(crate) fn soon<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async { timeout(SOON, future).await.expect("it takes too long") })
+    }
+
+    pub(crate) fn handle(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    /// A plan of a gateway of this cluster, with these settings on top.
+    pub(crate) fn plan(&self, driver: &str, settings: &[(&str, &str)]) -> Plan {
+        let (nats, etcd) = (self.nats.url(), self.etcd.url());
+        let mut all = vec![
+            ("pitaya.server.id", GATE),
+            ("pitaya.server.type", "connector"),
+            ("pitaya.gateway.tcp", "127.0.0.1:0"),
+            ("pitaya.gateway.ws", "127.0.0.1:0"),
+            ("pitaya.admin.listen", "127.0.0.1:0"),
+            ("pitaya.gateway.threads", "2"),
+            ("pitaya.gateway.driver", driver),
+            ("pitaya.nats.connect", &nats),
+            ("pitaya.cluster.rpc.client.nats.reconnectwait", "100ms"),
+            ("pitaya.cluster.rpc.client.nats.reconnectjitter", "20ms"),
+            ("pitaya.cluster.sd.etcd.endpoints", &etcd),
+            ("pitaya.cluster.sd.etcd.shutdown.delay", "50ms"),
+        ];
+        all.extend(settings);
+        let all: Vec<_> =
+            all.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let config =
+            Config::load(Binary::Gateway, None, std::iter::empty(), &all).expect("good settings");
+        Plan::new(&config, None).expect("a good plan")
+    }
+
+    pub(crate) fn gateway(&self, driver: &str, settings: &[(&str, &str)]) -> Gateway {
+        Gateway::start(self.plan(driver, settings), Commands::new()).expect("the gateway starts")
+    }
+
+    /// A backend of type `room` that is made by hand and announces nothing, as Go's do.
+    pub(crate) fn backend(&self, id: &str) -> Backend {
+        Backend::start(self, id, self.soon(async_nats::connect(self.nats.url())).unwrap())
+    }
+
+    /// An entry in etcd, behind which there need not be anybody. It stays as after a crash when it is dropped, and goes
+    /// by [`World::withdraw`].
+    pub(crate) fn announce(&self, server_type: &str, id: &str) -> Discovery {
+        let discovery = self.discover(server_type, id);
+        self.soon(discovery.register());
+        discovery
+    }
+
+    /// Somebody who looks at the servers and is none.
+    pub(crate) fn observe(&self) -> Discovery {
+        let discovery = self.discover("observer", "observer-1");
+        self.soon(discovery.wait_synced());
+        discovery
+    }
+
+    fn discover(&self, server_type: &str, id: &str) -> Discovery {
+        let own = Server {
+            id: id.to_owned(),
+            server_type: server_type.to_owned(),
+            metadata: std::collections::BTreeMap::new(),
+            frontend: false,
+            hostname: "somewhere".to_owned(),
+        };
+        let options = DiscoveryOptions {
+            endpoints: vec![self.etcd.url()],
+            shutdown_delay: Duration::ZERO,
+            ..DiscoveryOptions::default()
+        };
+        self.soon(async { Discovery::start(options, &own) }).unwrap()
+    }
+
+    pub(crate) fn withdraw(&self, discovery: Discovery) {
+        self.soon(discovery.shutdown());
+    }
+
+    /// A worker of ours with the demo game and its test routes.
+    pub(crate) fn worker(&self, id: &str) -> Worker {
+        let (nats, etcd) = (self.nats.url(), self.etcd.url());
+        let settings = [
+            ("pitaya.nats.connect", nats.as_str()),
+            ("pitaya.cluster.sd.etcd.endpoints", etcd.as_str()),
+            ("pitaya.cluster.sd.etcd.shutdown.delay", "50ms"),
+            ("pitaya.cluster.rpc.server.nats.reconnectwait", "50ms"),
+            ("pitaya.cluster.rpc.server.nats.reconnectjitter", "10ms"),
+            ("pitaya.server.id", id),
+            ("pitaya.admin.listen", "127.0.0.1:0"),
+            ("pitaya.handler.queue.session", "1000"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
+        let (stop, stops) = mpsc::channel(4);
+        let app = demo::app(DemoOptions { test_routes: true });
+        let end = self.runtime.spawn(async move { app.run_until(&config, stops).await });
+        Worker { stop, end }
+    }
+
+    pub(crate) fn stop_worker(&self, worker: Worker) {
+        self.soon(async {
+            worker.stop.send(()).await.unwrap();
+            worker.end.await.unwrap().unwrap();
+        });
+    }
+}
+
+/// A running worker; it ends with the world's runtime unless it is stopped.
+pub(crate) struct Worker {
+    stop: mpsc::Sender<()>,
+    end: JoinHandle<worker::Result<()>>,
+}
+
+/// A client on TCP that may send.
+pub(crate) fn tcp(gateway: &Gateway) -> RawClient {
+    established(RawClient::connect_tcp(gateway.addresses().tcp[0]).unwrap())
+}
+
+/// A client on WebSocket that may send.
+pub(crate) fn web_socket(gateway: &Gateway) -> RawClient {
+    established(RawClient::connect_ws(gateway.addresses().ws[0], "/").unwrap())
+}
+
+fn established(mut client: RawClient) -> RawClient {
+    client.set_timeout(SOON);
+    client.establish().unwrap();
+    client
+}
+
+/// Asks again and again until there is an answer.
+pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "it takes too long: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Requests until it is answered with success: workers come and go in their own time.
+pub(crate) fn until_answered(client: &mut RawClient, route: &str, payload: &[u8]) -> OwnedMessage {
+    until(route, || Some(client.request(route, payload).unwrap()).filter(|answer| !answer.is_error))
+}
+
+/// The text of the error that a request is answered with.
+pub(crate) fn error_of(client: &mut RawClient, route: &str, payload: &[u8]) -> String {
+    let answer = client.request(route, payload).unwrap();
+    assert!(answer.is_error, "{route}: {}", answer.text());
+    answer.text()
+}
+
+/// Status and body of a page.
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(SOON))?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status, body.to_owned()))
+}
+
+/// An address that was free a moment ago.
+pub(crate) fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
