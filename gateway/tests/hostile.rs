@@ -4,6 +4,8 @@
 //! be answered without exception, and afterwards the process must hold no socket more than before (field.rs).
 //! What needs limits of descriptors, the log or the memory of a process attacks the `gateway` binary (process.rs).
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, in its helpers too")]
+
 #[path = "hostile/accounting.rs"]
 mod accounting;
 #[path = "hostile/deadlines.rs"]
@@ -22,6 +24,7 @@ mod framing;
 mod handshakes;
 #[path = "hostile/identity.rs"]
 mod identity;
+#[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/local.rs"]
 mod local;
 #[path = "hostile/messages.rs"]

@@ -96,7 +96,7 @@ pub(crate) fn under_attack_of(
         DRIVERS.map(|driver| Field { gateway: local::start_changed(driver, &all, &change) });
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let good = fields.each_ref().map(|field| field.established());
+        let good = fields.each_ref().map(Field::established);
         let sockets_before = sockets();
         let good = good.into_iter().flatten().map(|client| scope.spawn(|| play(client, &is_over)));
         let good: Vec<_> = good.collect();

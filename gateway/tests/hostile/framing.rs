@@ -163,7 +163,7 @@ fn what_a_working_session_need_not_send_does_not_harm_it() {
         for mut client in field.established() {
             client.send_packet(PacketType::Kick, b"me").unwrap();
             client.send_packet(PacketType::HandshakeAck, b"again").unwrap();
-            client.send_packet(PacketType::Heartbeat, &[7; 50_000]).unwrap();
+            client.send_packet(PacketType::Heartbeat, &vec![7; 50_000]).unwrap();
             assert_eq!(client.request("room.test.echo", b"1").unwrap().payload, b"1");
             // A second handshake puts the session back to before its ack; its ack makes it work again.
             assert_eq!(client.handshake().unwrap().code, 200);
