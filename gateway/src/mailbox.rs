@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use shared::server::ServerTable;
 use shared::session::SessionId;
+use tokio::sync::Notify;
 
 use crate::bus::ReplyTo;
 use crate::bus::link::NatsServer;
@@ -97,6 +98,8 @@ pub struct Mailbox {
     queue: ArrayQueue<Mail>,
     bytes: AtomicUsize,
     waker: Waker,
+    /// Told when a crowded box has room again.
+    relief: Notify,
 }
 
 /// The box was full, in letters or in bytes; the letter comes back.
@@ -105,7 +108,12 @@ pub struct MailboxFull(pub Mail);
 impl Mailbox {
     /// A box that wakes its reactor through `waker`.
     pub fn new(waker: Waker) -> Self {
-        Self { queue: ArrayQueue::new(LETTERS_MAX), bytes: AtomicUsize::new(0), waker }
+        Self {
+            queue: ArrayQueue::new(LETTERS_MAX),
+            bytes: AtomicUsize::new(0),
+            waker,
+            relief: Notify::new(),
+        }
     }
 
     /// Posts a letter and wakes the reactor. Never blocks.
@@ -128,8 +136,29 @@ impl Mailbox {
 
     /// The next letter.
     pub fn take(&self) -> Option<Mail> {
+        let was_crowded = self.is_crowded();
         let mail = self.queue.pop()?;
         self.bytes.fetch_sub(mail.payload_bytes(), Ordering::Relaxed);
+        if was_crowded && !self.is_crowded() {
+            self.relief.notify_waiters();
+        }
         Some(mail)
+    }
+
+    /// Whether more than half of the box is full: who can wait should.
+    pub fn is_crowded(&self) -> bool {
+        self.queue.len() > LETTERS_MAX / 2
+            || self.bytes.load(Ordering::Relaxed) > LETTER_BYTES_MAX / 2
+    }
+
+    /// Waits until the box is not crowded.
+    pub async fn relieved(&self) {
+        loop {
+            let relief = self.relief.notified();
+            if !self.is_crowded() {
+                return;
+            }
+            relief.await;
+        }
     }
 }

@@ -21,8 +21,10 @@ fn start(driver: &str) -> Gateway {
         ("pitaya.gateway.driver", driver),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let config = Config::load(Binary::Gateway, None, std::iter::empty(), &settings).expect("good settings");
-    let plan = Plan::new(&config, Some(app(DemoOptions { test_routes: false }))).expect("a good plan");
+    let config =
+        Config::load(Binary::Gateway, None, std::iter::empty(), &settings).expect("good settings");
+    let plan =
+        Plan::new(&config, Some(app(DemoOptions { test_routes: false }))).expect("a good plan");
     Gateway::start(plan, Commands::new()).expect("the gateway starts")
 }
 
@@ -38,7 +40,9 @@ fn two_tabs_chat_through_the_gateway() -> Result<()> {
         let url = format!("http://{}/", gateway.addresses().ws[0]);
         let (mut first, mut second) = demo_page::two_tabs_chat(&mut browser, &url)?;
         if let Some(directory) = std::env::var_os("DRAGONFRUIT_SCREENSHOTS") {
-            first.screenshot(&std::path::Path::new(&directory).join(format!("gateway-{driver}.png")))?;
+            first.screenshot(
+                &std::path::Path::new(&directory).join(format!("gateway-{driver}.png")),
+            )?;
         }
         assert!(first.problems().is_empty(), "{:?}", first.problems());
         demo_page::say(&mut second, "and bye")?;

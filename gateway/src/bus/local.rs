@@ -170,6 +170,14 @@ impl Link for LocalBus {
         })
     }
 
+    fn ready(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            for mailbox in self.mailboxes.get().into_iter().flatten() {
+                mailbox.relieved().await;
+            }
+        })
+    }
+
     fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), LinkError> {
         let Some(tail) = subject.strip_prefix(&self.user_prefix) else { return Ok(()) };
         let payload = Bytes::from(payload);

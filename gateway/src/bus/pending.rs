@@ -1,9 +1,11 @@
 //! Forwarded requests that wait for their answer, keyed by the reply token that went out with them.
 //!
-//! Tokens are recycled, newest first, because NATS servers keep a small cache of subjects and a fresh subject for each
-//! request costs them up to half as much again (cluster protocol 23.2). Two things keep a late or second answer from
-//! reaching the wrong player: a token carries three bits that change with each use of its slot, and the slot of a
-//! request that timed out rests until its answer came or four timeouts have passed.
+//! Tokens are recycled, because NATS servers keep a small cache of subjects and a fresh subject for each request costs
+//! them up to half as much again (cluster protocol 23.2). Two things keep a late or second answer from reaching the
+//! wrong player: a token comes back only after 256 others, as long as 32 requests in flight are enough, and the slot of
+//! a request that timed out rests until its answer came or four timeouts have passed.
+
+use std::collections::VecDeque;
 
 use shared::metrics::RouteLabel;
 use shared::session::SessionId;
@@ -12,8 +14,12 @@ use crate::driver::Token;
 
 /// Requests in flight on one bus at most. Beyond it, requests are refused with PIT-503.
 pub const PENDING_MAX: usize = 8_192;
+/// A token carries these bits, which change with each use of its slot.
 const GENERATION_BITS: u32 = 3;
 const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
+/// Slots that are used in turn; those beyond are used newest first, so that a peak does not spread the subjects for
+/// good. Together with the generations these are 256 subjects, which any NATS server's cache holds.
+const ROTATING_SLOTS: usize = 32;
 const REST_TIMEOUTS: u64 = 4;
 /// Largest request whose bytes a slot keeps room for between uses.
 const KEPT_BYTES_MAX: usize = 2_048;
@@ -64,8 +70,17 @@ struct Slot {
 #[derive(Debug, Default)]
 pub struct PendingTable {
     slots: Vec<Slot>,
-    free: Vec<u32>,
+    free: FreeSlots,
     busy: usize,
+}
+
+/// Slots that wait for a request.
+#[derive(Debug, Default)]
+struct FreeSlots {
+    /// Those below [`ROTATING_SLOTS`], the one that has waited longest first.
+    rotating: VecDeque<u32>,
+    /// The others, the newest last.
+    others: Vec<u32>,
 }
 
 /// What an answer's token led to.
@@ -81,7 +96,9 @@ pub enum Answered {
 impl PendingTable {
     /// Records a request; `None` when [`PENDING_MAX`] are under way. Allocates only while the table grows.
     pub fn insert(&mut self, pending: Pending) -> Option<u32> {
-        let index = match self.free.pop() {
+        // No slot comes back before all that rotate have been used.
+        let recycled = if self.slots.len() < ROTATING_SLOTS { None } else { self.free.take() };
+        let index = match recycled {
             Some(index) => index,
             None if self.slots.len() < PENDING_MAX => {
                 self.slots.push(Slot::default());
@@ -114,11 +131,11 @@ impl PendingTable {
             State::Busy(pending) => {
                 let request = std::mem::take(&mut slot.request);
                 self.busy -= 1;
-                self.free.push(index);
+                self.free.give(index);
                 Answered::Request(pending, request)
             }
             State::Resting { .. } => {
-                self.free.push(index);
+                self.free.give(index);
                 Answered::Late
             }
         }
@@ -151,7 +168,7 @@ impl PendingTable {
                 }
                 State::Resting { until_ms } if now_ms >= *until_ms => {
                     slot.state = State::Free;
-                    self.free.push(index as u32);
+                    self.free.give(index as u32);
                 }
                 _ => {}
             }
@@ -160,7 +177,7 @@ impl PendingTable {
 
     /// Gives up everything: the bus is gone, and with it the subject that answers would come to.
     pub fn fail_all(&mut self, mut give_up: impl FnMut(Pending)) {
-        self.free.clear();
+        self.free = FreeSlots::default();
         for slot in &mut self.slots {
             if let State::Busy(pending) = std::mem::take(&mut slot.state) {
                 give_up(pending);
@@ -168,7 +185,7 @@ impl PendingTable {
             slot.request.clear();
         }
         self.busy = 0;
-        self.free.extend((0..self.slots.len() as u32).rev());
+        (0..self.slots.len() as u32).rev().for_each(|index| self.free.give(index));
     }
 
     /// Requests under way.
@@ -200,7 +217,7 @@ impl PendingTable {
     #[cfg(test)]
     fn check_invariants(&self) {
         let mut is_free = vec![false; self.slots.len()];
-        for index in &self.free {
+        for index in self.free.rotating.iter().chain(&self.free.others) {
             assert!(!std::mem::replace(&mut is_free[*index as usize], true), "listed twice");
         }
         let mut busy = 0;
@@ -209,6 +226,20 @@ impl PendingTable {
             busy += usize::from(matches!(slot.state, State::Busy(_)));
         }
         assert_eq!(busy, self.busy);
+    }
+}
+
+impl FreeSlots {
+    fn take(&mut self) -> Option<u32> {
+        self.rotating.pop_front().or_else(|| self.others.pop())
+    }
+
+    fn give(&mut self, index: u32) {
+        if (index as usize) < ROTATING_SLOTS {
+            self.rotating.push_back(index);
+        } else {
+            self.others.push(index);
+        }
     }
 }
 
@@ -241,38 +272,60 @@ mod tests {
         table.check_invariants();
     }
 
+    fn slot(token: u32) -> u32 {
+        token >> GENERATION_BITS
+    }
+
+    /// A table whose slots that rotate are all busy, so that free ones are recycled at once.
+    fn rotated() -> PendingTable {
+        let mut table = PendingTable::default();
+        for _ in 0..ROTATING_SLOTS {
+            table.insert(request(u64::MAX)).unwrap();
+        }
+        table
+    }
+
     #[test]
     fn a_second_answer_does_not_reach_the_next_request_of_the_slot() {
-        let mut table = PendingTable::default();
+        let mut table = rotated();
         let first = table.insert(request(10)).unwrap();
         table.answer(first);
         let second = table.insert(request(10)).unwrap();
-        assert_eq!(first >> GENERATION_BITS, second >> GENERATION_BITS, "the slot is recycled");
+        assert_eq!(slot(first), slot(second), "the slot is recycled");
         assert!(matches!(table.answer(first), Answered::Unknown));
         assert!(matches!(table.answer(second), Answered::Request(..)));
     }
 
     #[test]
-    fn a_timed_out_slot_rests_until_its_answer_came_or_four_timeouts_passed() {
+    fn tokens_of_few_requests_come_back_after_256_others_and_never_more_are_used() {
         let mut table = PendingTable::default();
+        let mut tokens = Vec::new();
+        for _ in 0..1_024 {
+            let token = table.insert(request(10)).unwrap();
+            table.answer(token);
+            tokens.push(token);
+        }
+        let (first, others) = tokens.split_at(256);
+        assert_eq!(first.iter().collect::<std::collections::HashSet<_>>().len(), 256);
+        assert!(others.chunks(256).all(|chunk| chunk == first));
+        table.check_invariants();
+    }
+
+    #[test]
+    fn a_timed_out_slot_rests_until_its_answer_came_or_four_timeouts_passed() {
+        let mut table = rotated();
         let late = table.insert(request(10)).unwrap();
         let silent = table.insert(request(10)).unwrap();
         let mut given_up = 0;
         table.expire(10, 5, |_| given_up += 1);
-        assert_eq!((given_up, table.len()), (2, 0));
+        assert_eq!((given_up, table.len()), (2, ROTATING_SLOTS));
         assert!(matches!(table.answer(late), Answered::Late));
-        assert_eq!(table.insert(request(99)).unwrap() >> GENERATION_BITS, late >> GENERATION_BITS);
-        assert_ne!(
-            table.insert(request(99)).unwrap() >> GENERATION_BITS,
-            silent >> GENERATION_BITS
-        );
+        assert_eq!(slot(table.insert(request(99)).unwrap()), slot(late));
+        assert_ne!(slot(table.insert(request(99)).unwrap()), slot(silent));
         table.expire(29, 5, |_| panic!("nothing is overdue"));
         table.check_invariants();
         table.expire(30, 5, |_| panic!("nothing is overdue"));
-        assert_eq!(
-            table.insert(request(99)).unwrap() >> GENERATION_BITS,
-            silent >> GENERATION_BITS
-        );
+        assert_eq!(slot(table.insert(request(99)).unwrap()), slot(silent));
         table.check_invariants();
     }
 

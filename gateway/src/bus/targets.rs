@@ -114,8 +114,14 @@ impl Targets {
             kind.targets.clear();
         }
         for server in table.iter() {
-            let key = match self.by_id.get(server.id.as_str()) {
-                Some(key) => *key,
+            let known = self.by_id.get(server.id.as_str()).copied();
+            let key = match known {
+                Some(key) if self.is_unchanged(key, server) => key,
+                // It has left and come back since the last list: window, type or metadata may be others.
+                Some(key) => {
+                    self.forget(key);
+                    self.insert(server)
+                }
                 None => self.insert(server),
             };
             let kind: Box<str> = server.server_type.as_str().into();
@@ -143,6 +149,10 @@ impl Targets {
         }) as u32;
         self.by_id.insert(server.id.as_str().into(), key);
         key
+    }
+
+    fn is_unchanged(&self, key: u32, server: &Server) -> bool {
+        self.slots.get(key as usize).is_some_and(|target| *target.server == *server)
     }
 
     fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
@@ -292,4 +302,54 @@ fn pick(targets: &Slab<Target>, keys: &[u32], chooser: &mut Chooser, now_ms: u64
 struct Chooser {
     state: router::State,
     candidates: Vec<Candidate>,
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::server::METADATA_WINDOW;
+
+    use super::*;
+
+    fn server(server_type: &str, window: u32) -> Arc<Server> {
+        Arc::new(Server {
+            id: "server-1".into(),
+            server_type: server_type.into(),
+            metadata: [(METADATA_WINDOW.to_owned(), window.to_string())].into(),
+            frontend: false,
+            hostname: String::new(),
+        })
+    }
+
+    fn chosen(targets: &mut Targets, server_type: &str) -> Option<u32> {
+        match targets.choose(server_type, 0) {
+            Choice::Target(key) => Some(key),
+            Choice::Busy | Choice::NoServers => None,
+        }
+    }
+
+    #[test]
+    fn a_server_that_came_back_unseen_is_taken_as_it_is_now() {
+        let limits = TargetLimits { window: 25, reactors: 1, waiting_max: 10 };
+        let mut targets = Targets::new(limits);
+        targets.update(&ServerTable::new([server("room", 1)], 1));
+        let first = chosen(&mut targets, "room").unwrap();
+        targets.begin(first);
+        assert_eq!(targets.choose("room", 0), Choice::Busy);
+        targets.update(&ServerTable::new([server("room", 1)], 2));
+        assert_eq!(targets.choose("room", 0), Choice::Busy, "nothing has changed");
+        targets.update(&ServerTable::new([server("room", 2)], 3));
+        let again = chosen(&mut targets, "room").unwrap();
+        for key in [again, again] {
+            assert!(targets.begin(key).is_some());
+        }
+        assert_eq!(targets.choose("room", 0), Choice::Busy);
+        // What was under way to the earlier process still ends, and is not counted for the present one.
+        targets.end(first);
+        assert!(targets.find(first).is_none());
+        assert_eq!(targets.choose("room", 0), Choice::Busy);
+        targets.update(&ServerTable::new([server("chat", 2)], 4));
+        assert_eq!(targets.choose("room", 0), Choice::NoServers);
+        let key = chosen(&mut targets, "chat").unwrap();
+        assert_eq!(&*targets.find(key).unwrap().subject, b"pitaya/servers/chat/server-1");
+    }
 }

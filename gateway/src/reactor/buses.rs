@@ -32,6 +32,7 @@ use crate::turn::Turn;
 struct News {
     is_accepted: bool,
     is_lame_duck: bool,
+    has_servers: bool,
     barriers: Vec<u64>,
 }
 
@@ -133,11 +134,23 @@ impl Reactor {
         if news.is_accepted {
             self.subscribe(number);
         }
+        if news.is_accepted || news.has_servers {
+            self.report_servers(number);
+        }
         for barrier in &news.barriers {
             self.handle_barrier(number, *barrier);
         }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
+        }
+    }
+
+    fn report_servers(&mut self, number: usize) {
+        let link = self.buses.get_mut(number).and_then(|bus| bus.link.as_mut());
+        let info = link.and_then(|link| link.client()).and_then(|client| client.info());
+        let addresses = info.map(|info| info.connect_urls.clone()).unwrap_or_default();
+        if !addresses.is_empty() {
+            self.report(Report::BusServers { addresses });
         }
     }
 
@@ -264,7 +277,7 @@ fn walk(
         Event::Ready => news.is_accepted = true,
         Event::Barrier(number) => news.barriers.push(number),
         Event::LameDuck => news.is_lame_duck = true,
-        Event::InfoChanged => {}
+        Event::InfoChanged => news.has_servers = true,
         Event::ServerError { text, is_fatal } => {
             tracing::warn!(text, is_fatal, "the NATS server reports an error");
         }

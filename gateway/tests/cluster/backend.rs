@@ -111,6 +111,15 @@ impl Call {
     }
 }
 
+impl Call {
+    /// A second answer: subject and bytes, for [`Caller::publish_all`].
+    pub(crate) fn stale_answer(&self) -> (String, Option<String>, Vec<u8>) {
+        let response = proto::Response { data: Bytes::from_static(b"stale"), error: None };
+        let reply = self.reply.clone().expect("a reply subject");
+        (reply.to_string(), None, response.encode_to_vec())
+    }
+}
+
 impl Caller {
     fn wait<T>(&self, future: impl IntoFuture<Output = T>) -> T {
         self.runtime.block_on(async { timeout(SOON, future).await.expect("NATS takes it in time") })

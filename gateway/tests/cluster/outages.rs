@@ -9,6 +9,7 @@ use gateway::gateway::{Commands, Gateway};
 
 use crate::backend::{Backend, Caller, server_subject, session_of, user_request};
 use crate::proxy::Proxy;
+use crate::servers::Nats;
 use crate::world::{
     DRIVERS, SOON, World, error_of, http_get, tcp, until, until_answered, web_socket,
 };
@@ -77,6 +78,26 @@ fn nats_can_be_killed_and_come_back_without_a_client_noticing_but_by_codes() {
             call.answer(b"again");
             assert_eq!(client.read_response(id, SOON).unwrap().payload, b"again", "{driver}");
         }
+        gateway.stop();
+    }
+}
+
+#[test]
+fn another_server_of_the_list_is_used_when_one_is_gone() {
+    for driver in DRIVERS {
+        let mut world = World::new();
+        let mut other = Nats::start(&[]);
+        let urls = format!("{},{}", world.nats.url(), other.url());
+        let gateway = world.gateway(driver, &[("pitaya.nats.connect", &urls)]);
+        until("ready", || is_ready(&gateway).then_some(()));
+        world.nats.kill();
+        other.restart_same_port();
+        until("ready on the other", || is_ready(&gateway).then_some(()));
+        world.nats.restart_same_port();
+        other.kill();
+        let echo = world.backend("room-1").echo();
+        until_answered(&mut tcp(&gateway), "room.room.echo", b"x");
+        world.withdraw(echo.discovery);
         gateway.stop();
     }
 }

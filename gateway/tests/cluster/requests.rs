@@ -6,6 +6,7 @@ use client::raw::RawClient;
 use gateway::gateway::Gateway;
 use proto::Message;
 
+use crate::backend::Call;
 use crate::servers::Nats;
 use crate::world::{DRIVERS, GATE, SOON, World, error_of, tcp, until_answered, web_socket};
 
@@ -178,6 +179,27 @@ fn a_timeout_is_told_as_pitaya_tells_it_and_late_or_second_answers_reach_nobody(
             assert_eq!(answer.payload, [round], "{driver}");
         }
         client.expect_silence(Duration::from_millis(50)).unwrap();
+        gateway.stop();
+    }
+}
+
+#[test]
+fn second_answers_that_come_many_requests_later_reach_nobody() {
+    let world = World::new();
+    let backend = world.backend("room-1");
+    for driver in DRIVERS {
+        let gateway = world.gateway(driver, &[]);
+        let mut client = tcp(&gateway);
+        let mut answered: Vec<Call> = Vec::new();
+        for round in 0..60_u8 {
+            let id = client.send_request("room.room.echo", &[round]).unwrap();
+            let call = backend.next();
+            backend.caller.publish_all(answered.iter().map(Call::stale_answer));
+            call.answer(&[round]);
+            let answer = client.read_response(id, SOON).unwrap();
+            assert_eq!(answer.payload, [round], "{driver}: an answer to an earlier request");
+            answered.push(call);
+        }
         gateway.stop();
     }
 }
