@@ -33,6 +33,8 @@ struct News {
     is_accepted: bool,
     is_lame_duck: bool,
     barriers: Vec<u64>,
+    /// The first of the errors that end nothing.
+    complaint: Option<Box<str>>,
 }
 
 impl Reactor {
@@ -138,6 +140,9 @@ impl Reactor {
         }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
+        }
+        if let Some(text) = &news.complaint {
+            self.end_log.complained(self.core.now_ms, text);
         }
     }
 
@@ -264,9 +269,10 @@ fn walk(
         Event::Ready => news.is_accepted = true,
         Event::Barrier(number) => news.barriers.push(number),
         Event::LameDuck => news.is_lame_duck = true,
-        Event::InfoChanged => {}
-        Event::ServerError { text, is_fatal } => {
-            tracing::warn!(text, is_fatal, "the NATS server reports an error");
+        // What is fatal comes back as the error that ends the link.
+        Event::InfoChanged | Event::ServerError { is_fatal: true, .. } => {}
+        Event::ServerError { text, .. } => {
+            news.complaint.get_or_insert_with(|| text.into());
         }
     })?;
     Ok(news)
