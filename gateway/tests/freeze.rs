@@ -3,91 +3,23 @@
 
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/traffic.rs"]
+mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use client::raw::RawClient;
 use gateway::gateway::Gateway;
 use local::{DRIVERS, start, tcp, ws};
-use shared::message::MessageType;
+use traffic::{asking, pushed, sleeping, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 const CLIENTS: usize = 24;
-/// Requests that a client keeps under way.
-const IN_FLIGHT: usize = 4;
 const MOVES: usize = 12;
-
-/// Sends numbered requests and expects each answer exactly once and in order, until it is told to stop.
-fn asking(
-    mut client: RawClient,
-    index: usize,
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-) -> JoinHandle<u64> {
-    std::thread::spawn(move || {
-        let mut sent = 0u64;
-        let mut received = 0u64;
-        while !stop.load(Ordering::Relaxed) || received < sent {
-            while sent < received + IN_FLIGHT as u64 && !stop.load(Ordering::Relaxed) {
-                // Now and then a request in two pieces, so that some connections move inside a packet.
-                let payload =
-                    [&sent.to_be_bytes()[..], &vec![index as u8; (sent as usize * 37) % 600]]
-                        .concat();
-                client.send_request("room.test.echo", &payload).expect("the connection holds");
-                sent += 1;
-            }
-            let answer = client.read_message(SOON).expect("an answer");
-            assert!(!answer.is_error, "client {index}: {}", answer.text());
-            assert_eq!(answer.kind, MessageType::Response, "client {index}");
-            assert_eq!(
-                answer.payload[..8],
-                received.to_be_bytes(),
-                "client {index}: lost, doubled or reordered"
-            );
-            received += 1;
-            answered.fetch_add(1, Ordering::Relaxed);
-        }
-        received
-    })
-}
-
-/// Has itself pushed numbered messages, round after round, and expects each exactly once and in order.
-fn pushed(mut client: RawClient, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
-    std::thread::spawn(move || {
-        let mut pushes = 0;
-        while !stop.load(Ordering::Relaxed) {
-            let id = client
-                .send_request("room.test.flood", br#"{"n":50,"size":64}"#)
-                .expect("the connection holds");
-            for number in 0..50u64 {
-                let push = client.read_message(SOON).expect("a push");
-                assert_eq!(
-                    (push.kind, push.payload[..8].to_vec()),
-                    (MessageType::Push, number.to_be_bytes().to_vec())
-                );
-                pushes += 1;
-            }
-            assert_eq!(client.read_message(SOON).expect("the answer").id, id);
-        }
-        pushes
-    })
-}
-
-/// Requests that are on their way for longer than a move takes.
-fn sleeping(mut client: RawClient, stop: Arc<AtomicBool>) -> JoinHandle<u64> {
-    std::thread::spawn(move || {
-        let mut answers = 0;
-        while !stop.load(Ordering::Relaxed) {
-            let answer = client.request("room.test.sleep", br#"{"ms":50}"#).expect("an answer");
-            assert!(!answer.is_error, "{}", answer.text());
-            answers += 1;
-        }
-        answers
-    })
-}
+/// Asks for 50 numbered pushes.
+const FLOOD: (&str, &str) = ("room.test.flood", r#"{"n":50,"size":64}"#);
 
 fn connect(gateway: &Gateway, index: usize) -> RawClient {
     let mut client = match index % 2 {
@@ -96,14 +28,6 @@ fn connect(gateway: &Gateway, index: usize) -> RawClient {
     };
     client.establish().unwrap();
     client
-}
-
-fn wait_until(what: &str, mut is_done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is_done() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -117,7 +41,7 @@ fn all_connections_move_between_reactors_under_load_and_nobody_notices() {
             threads.push(asking(connect(&gateway, index), index, stop.clone(), answered.clone()));
         }
         for index in 0..4 {
-            threads.push(pushed(connect(&gateway, index), stop.clone()));
+            threads.push(pushed(connect(&gateway, index), FLOOD, 50, stop.clone()));
             threads.push(sleeping(connect(&gateway, index), stop.clone()));
         }
         let mut moved = 0;

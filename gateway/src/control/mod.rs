@@ -255,6 +255,11 @@ impl Control {
                 tracing::info!(reactor, address, "connected to NATS");
                 self.readiness.set_bus(reactor, true);
             }
+            Report::BusServers { addresses } => {
+                if let Some(connector) = &self.connector {
+                    connector.learn(&addresses);
+                }
+            }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
             Report::Unlistened { .. } => {}
             Report::Moved { connections } => {

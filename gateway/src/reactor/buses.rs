@@ -32,6 +32,7 @@ use crate::turn::Turn;
 struct News {
     is_accepted: bool,
     is_lame_duck: bool,
+    has_servers: bool,
     barriers: Vec<u64>,
     /// The first of the errors that end nothing.
     complaint: Option<Box<str>>,
@@ -135,6 +136,9 @@ impl Reactor {
         if news.is_accepted {
             self.subscribe(number);
         }
+        if news.is_accepted || news.has_servers {
+            self.report_servers(number);
+        }
         for barrier in &news.barriers {
             self.handle_barrier(number, *barrier);
         }
@@ -143,6 +147,15 @@ impl Reactor {
         }
         if let Some(text) = &news.complaint {
             self.end_log.complained(self.core.now_ms, text);
+        }
+    }
+
+    fn report_servers(&mut self, number: usize) {
+        let link = self.buses.get_mut(number).and_then(|bus| bus.link.as_mut());
+        let info = link.and_then(|link| link.client()).and_then(|client| client.info());
+        let addresses = info.map(|info| info.connect_urls.clone()).unwrap_or_default();
+        if !addresses.is_empty() {
+            self.report(Report::BusServers { addresses });
         }
     }
 
@@ -269,8 +282,9 @@ fn walk(
         Event::Ready => news.is_accepted = true,
         Event::Barrier(number) => news.barriers.push(number),
         Event::LameDuck => news.is_lame_duck = true,
+        Event::InfoChanged => news.has_servers = true,
         // What is fatal comes back as the error that ends the link.
-        Event::InfoChanged | Event::ServerError { is_fatal: true, .. } => {}
+        Event::ServerError { is_fatal: true, .. } => {}
         Event::ServerError { text, .. } => {
             news.complaint.get_or_insert_with(|| text.into());
         }

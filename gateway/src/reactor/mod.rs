@@ -57,6 +57,11 @@ pub enum Report {
         /// The server's address.
         address: String,
     },
+    /// The NATS cluster has named its servers, as `host:port`.
+    BusServers {
+        /// Their addresses.
+        addresses: Vec<String>,
+    },
     /// The connection to NATS is gone; another one is asked for separately.
     BusLost {
         /// Which reactor.

@@ -8,10 +8,13 @@
 
 #[path = "../../../shared/tests/servers/mod.rs"]
 mod servers;
+#[path = "../support/traffic.rs"]
+mod traffic;
 
 mod backend;
 mod discovery;
 mod lifecycle;
+mod moving;
 mod outages;
 mod proxy;
 mod requests;

@@ -88,7 +88,12 @@ impl World {
 
     /// A backend of type `room` that is made by hand and announces nothing, as Go's do.
     pub(crate) fn backend(&self, id: &str) -> Backend {
-        Backend::start(self, id, self.soon(async_nats::connect(self.nats.url())).unwrap())
+        self.backend_at(id, &self.nats.url())
+    }
+
+    /// The same, connected to another NATS server.
+    pub(crate) fn backend_at(&self, id: &str, nats: &str) -> Backend {
+        Backend::start(self, id, self.soon(async_nats::connect(nats)).unwrap())
     }
 
     /// An entry in etcd, behind which there need not be anybody. It stays as after a crash when it is dropped, and goes
