@@ -8,6 +8,7 @@ use proto::Message;
 use proto::wire::{self, KickView, MsgView, RequestView, SessionView};
 use shared::close::CloseReason;
 use shared::error::code;
+use shared::metrics::CoreCounter;
 use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
 
@@ -123,6 +124,7 @@ fn push_session(connection: &mut Connection, data: &[u8], reply: ReplyTo, turn: 
 pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, core: &mut Core) {
     let outcome = connection.client.put_packet(&shared::packet::KICK, &mut core.put(rules));
     core.settle(connection.token, &mut connection.client, outcome);
+    core.meter.count(CoreCounter::Kicks);
     connection.client.ending.ask();
     core.ending.push((connection.token, reason));
 }

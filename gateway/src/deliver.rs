@@ -27,6 +27,7 @@ const STATUS_NO_RESPONDERS: u16 = 503;
 
 /// Takes in one message from NATS.
 pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
+    turn.core.meter.count(CoreCounter::NatsReceivedMessages);
     match turn.bus.subscriptions.find(message.sid) {
         Some(Subject::Inbox) => {
             let Carrier::Nats(lines) = &turn.bus.carrier else { return };
@@ -252,7 +253,7 @@ pub fn put_push(
         client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
     });
     let Some(connection) = connection else {
-        core.meter.count(CoreCounter::LateAnswers);
+        core.meter.count(CoreCounter::PushesDropped);
         return;
     };
     core.meter.count(CoreCounter::Pushes);

@@ -97,6 +97,11 @@ impl Directory {
         lock(&self.uids).get(uid).copied()
     }
 
+    /// Sessions that hold a uid.
+    pub fn bound(&self) -> usize {
+        lock(&self.uids).len()
+    }
+
     fn shard(&self, session: SessionId) -> &Mutex<HashMap<SessionId, Place>> {
         &self.places[session.0 as usize % SHARDS]
     }

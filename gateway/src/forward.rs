@@ -44,6 +44,7 @@ pub fn handle_packet(
     turn: &mut Turn<'_>,
 ) -> Result<(), CloseReason> {
     let rules = turn.rules;
+    turn.core.meter.count(CoreCounter::ReceivedPackets);
     match client.agent.handle_packet(packet, &rules.agent, turn.core.now_ms)? {
         Verdict::Nothing => Ok(()),
         Verdict::Limited => {
@@ -51,6 +52,7 @@ pub fn handle_packet(
             Ok(())
         }
         Verdict::Accepted(_) => {
+            turn.core.meter.count(CoreCounter::HandshakesAccepted);
             let outcome =
                 client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
             client.outbox.set_boundary();
@@ -58,6 +60,7 @@ pub fn handle_packet(
             outcome
         }
         Verdict::Refused(text) => {
+            turn.core.meter.count(CoreCounter::HandshakesRefused);
             tracing::debug!(session = client.session.id().0, text, "handshake refused");
             client.put_packet(&rules.agent.responses.refused, &mut turn.core.put(rules))?;
             turn.core.settle(token, client, Ok(()));
@@ -97,7 +100,9 @@ fn handle_message(
     let Turn { rules, core, codec, bus } = turn;
     let rules: &Rules = rules;
     let payload = if message.is_compressed {
+        core.meter.count(CoreCounter::Inflated);
         codec.inflater.inflate(message.payload, rules.inflate_bytes_max).map_err(|error| {
+            core.meter.count(CoreCounter::InflateFailures);
             match error {
                 InflateError::TooLarge { .. } => CloseReason::InflateLimit,
                 _ => CloseReason::BadMessage,
@@ -389,6 +394,7 @@ fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
     match &mut bus.carrier {
         Carrier::Nats(lines) => {
             let bytes = encoded.encoded_bytes();
+            lines.published += 1;
             encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
             encoded.encode(&mut lines.out);
             lines.out.extend_from_slice(b"\r\n");

@@ -99,6 +99,14 @@ pub struct Levels {
     pub clients: usize,
     /// Requests under way on all buses.
     pub in_flight: usize,
+    /// Requests that wait for room in a window.
+    pub waiting: usize,
+    /// Bound sessions.
+    pub bound: usize,
+    /// Bytes that wait to be sent to clients.
+    pub outbox_bytes: usize,
+    /// Subscriptions on all buses.
+    pub subscriptions: usize,
     /// Whether the bus of new connections can be used.
     pub is_bus_ready: bool,
 }
@@ -193,6 +201,10 @@ impl Meter {
     pub fn publish(&self, levels: Levels) {
         self.counters.set(CoreGauge::ConnectedClients, levels.clients as u64);
         self.counters.set(CoreGauge::RequestsInFlight, levels.in_flight as u64);
+        self.counters.set(CoreGauge::RequestsQueued, levels.waiting as u64);
+        self.counters.set(CoreGauge::BoundSessions, levels.bound as u64);
+        self.counters.set(CoreGauge::OutboxBytes, levels.outbox_bytes as u64);
+        self.counters.set(CoreGauge::NatsSubscriptions, levels.subscriptions as u64);
         self.counters.set(CoreGauge::NatsConnected, u64::from(levels.is_bus_ready));
     }
 }

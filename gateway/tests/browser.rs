@@ -40,6 +40,7 @@ fn two_tabs_chat_through_the_gateway() -> Result<()> {
         let url = format!("http://{}/", gateway.addresses().ws[0]);
         let (mut first, mut second) = demo_page::two_tabs_chat(&mut browser, &url)?;
         if let Some(directory) = std::env::var_os("DRAGONFRUIT_SCREENSHOTS") {
+            first.resize(1280, 800, false)?;
             first.screenshot(
                 &std::path::Path::new(&directory).join(format!("gateway-{driver}.png")),
             )?;

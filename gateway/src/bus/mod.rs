@@ -92,6 +92,8 @@ pub struct NatsLines {
     reply: Vec<u8>,
     /// Largest payload that the server takes, bytes.
     pub payload_bytes_max: usize,
+    /// Messages written since they were last counted.
+    pub published: usize,
     /// Bytes handed to the socket and not sent, kept up to date by the link.
     pub unsent_bytes: usize,
     /// Whether a proof is wanted that the server has taken in the lines written so far.
@@ -128,6 +130,7 @@ impl BusState {
     /// Publishes without a reply subject. Nothing on the in-process bus, where nobody else listens.
     pub fn publish(&mut self, subject: &[u8], payload: &[u8]) {
         if let Carrier::Nats(lines) = &mut self.carrier {
+            lines.published += 1;
             encoder::publish(&mut lines.out, subject, None, payload);
         }
     }
@@ -191,6 +194,7 @@ impl NatsLines {
             inbox: Box::default(),
             reply: Vec::new(),
             payload_bytes_max: 0,
+            published: 0,
             unsent_bytes: 0,
             wants_barrier: false,
             barrier: None,
@@ -209,6 +213,7 @@ impl NatsLines {
         self.reply.clear();
         self.reply.extend_from_slice(&self.inbox);
         push_decimal(&mut self.reply, token);
+        self.published += 1;
         encoder::publish_head(&mut self.out, subject, Some(&self.reply), payload_bytes);
     }
 

@@ -274,6 +274,11 @@ impl Targets {
         None
     }
 
+    /// How many requests wait.
+    pub fn waiting_len(&self) -> usize {
+        self.kinds.values().map(|kind| kind.waiting.len()).sum()
+    }
+
     /// Follows connections to other places.
     pub fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Waiting> {
         self.kinds.values_mut().flat_map(|kind| kind.waiting.iter_mut())

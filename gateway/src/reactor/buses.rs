@@ -104,6 +104,7 @@ impl Reactor {
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Bus { link: Some(link), state } = bus else { return };
         let bytes: &[u8] = self.driver.bytes(buffer);
+        self.core.meter.add(CoreCounter::NatsReceivedBytes, bytes.len());
         if is_leaving {
             link.hold(bytes);
             return;
@@ -211,6 +212,7 @@ impl Reactor {
         let Some(bus) = self.buses.get_mut(number) else { return };
         let Bus { link: Some(link), state } = bus else { return };
         let Carrier::Nats(lines) = &mut state.carrier else { return };
+        self.core.meter.add(CoreCounter::NatsSentBytes, *result.as_ref().unwrap_or(&0));
         let outcome = match result {
             Ok(bytes) if is_leaving => {
                 let start = buffer.len().saturating_sub(lines.unsent_bytes) + bytes;
@@ -260,6 +262,9 @@ impl Reactor {
             let Some(bus) = self.buses.get_mut(number) else { continue };
             let Bus { link: Some(link), state } = bus else { continue };
             let Carrier::Nats(lines) = &mut state.carrier else { continue };
+            self.core
+                .meter
+                .add(CoreCounter::NatsSentMessages, std::mem::take(&mut lines.published));
             let outcome = link.flush(lines, &mut self.driver, &mut self.core.pool);
             state.assign_barrier();
             if let Err(error) = outcome {
@@ -283,10 +288,12 @@ fn walk(
         Event::Barrier(number) => news.barriers.push(number),
         Event::LameDuck => news.is_lame_duck = true,
         Event::InfoChanged => news.has_servers = true,
-        // What is fatal comes back as the error that ends the link.
-        Event::ServerError { is_fatal: true, .. } => {}
-        Event::ServerError { text, .. } => {
-            news.complaint.get_or_insert_with(|| text.into());
+        Event::ServerError { text, is_fatal } => {
+            turn.core.meter.count(CoreCounter::NatsErrors);
+            // What is fatal comes back as the error that ends the link.
+            if !is_fatal {
+                news.complaint.get_or_insert_with(|| text.into());
+            }
         }
     })?;
     Ok(news)

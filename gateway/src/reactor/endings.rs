@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use proto::wire::RequestView;
 use shared::close::CloseReason;
+use shared::metrics::CoreCounter;
 use shared::session::SessionId;
 
 use super::Reactor;
@@ -200,6 +201,7 @@ impl Reactor {
         if let Err(full) = mailbox.send(letter)
             && let Mail::Call { reply, .. } = full.0
         {
+            self.core.meter.count(CoreCounter::MailboxFull);
             let home = self.home;
             self.with_bus(home, |_, turn| turn.bus.reply(reply, &calls::busy()));
         }
@@ -220,7 +222,9 @@ impl Reactor {
         if place.reactor != self.core.reactor {
             if let Some(mailbox) = self.core.mailboxes.get(place.reactor) {
                 // A full box loses the kick; the uid has moved on, so the old session gets no more pushes.
-                let _ = mailbox.send(Mail::Kick { session, is_replaced });
+                if mailbox.send(Mail::Kick { session, is_replaced }).is_err() {
+                    self.core.meter.count(CoreCounter::MailboxFull);
+                }
             }
             return;
         }

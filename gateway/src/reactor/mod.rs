@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use shared::close::CloseReason;
 use shared::metadata::MetadataPrefix;
+use shared::metrics::CoreCounter;
 use shared::server::ServerTable;
 use slab::Slab;
 use tokio::sync::mpsc;
@@ -122,6 +123,8 @@ pub struct Reactor {
     reports: mpsc::Sender<Report>,
     next_tick_ms: u64,
     ticks: usize,
+    /// Unsent bytes of each slice of connections, as the last sweep found them.
+    outbox_bytes: [usize; ticks::SLICES],
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -215,6 +218,7 @@ impl Reactor {
             reports: setup.reports,
             next_tick_ms: now.ms,
             ticks: 0,
+            outbox_bytes: [0; ticks::SLICES],
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,
@@ -245,9 +249,13 @@ impl Reactor {
         self.core.now_ms = now.ms;
         self.core.now_us = now.us;
         self.core.unix_ns = now.unix_ns;
+        let mut events = 0;
         while let Some(event) = self.driver.next() {
             self.handle_event(event);
+            events += 1;
         }
+        self.core.meter.count(CoreCounter::Turns);
+        self.core.meter.add(CoreCounter::Events, events);
         if self.has_letters {
             self.handle_letters();
         }

@@ -19,7 +19,9 @@ use crate::turn::Turn;
 /// Time between ticks, ms. A request is given up at most this much late.
 pub(super) const TICK_MS: u64 = 100;
 /// Ticks for one sweep over all connections: each is looked at twice a second.
-const SLICES: usize = 5;
+pub(super) const SLICES: usize = 5;
+/// Ticks between two settings of the gauges: each half second.
+const LEVEL_TICKS: usize = 5;
 
 impl Reactor {
     pub(super) fn handle_tick(&mut self) {
@@ -31,21 +33,34 @@ impl Reactor {
         }
         self.poll_closings();
         self.tick_stop();
-        self.core.meter.publish(self.levels());
+        if self.ticks.is_multiple_of(LEVEL_TICKS) {
+            self.publish_levels();
+        }
     }
 
-    fn levels(&self) -> Levels {
-        Levels {
+    fn publish_levels(&mut self) {
+        let mut levels = Levels {
             clients: self.connections.clients(),
-            in_flight: self.buses.iter().map(|(_, bus)| bus.state.pending.len()).sum(),
+            // Known for the whole process; one core tells it.
+            bound: if self.core.reactor == 0 { self.core.directory.bound() } else { 0 },
+            outbox_bytes: self.outbox_bytes.iter().sum(),
             is_bus_ready: self.buses.get(self.home).is_some_and(|bus| bus.state.is_ready()),
+            ..Levels::default()
+        };
+        for (_, bus) in &self.buses {
+            levels.in_flight += bus.state.pending.len();
+            levels.waiting += bus.state.targets.waiting_len();
+            levels.subscriptions += 2 * bus.state.subscriptions.iter().count();
         }
+        self.core.meter.publish(levels);
     }
 
     fn sweep_connections(&mut self) {
         let rules = &self.rules;
         let core = &mut self.core;
+        let mut outbox_bytes = 0;
         for connection in self.connections.slice(self.ticks % SLICES, SLICES) {
+            outbox_bytes += connection.client.outbox.unsent_bytes();
             let (token, client) = (connection.token, &mut connection.client);
             if client.ending.is_asked() || client.freezing.is_some() {
                 continue;
@@ -66,6 +81,9 @@ impl Reactor {
                 }
                 None => {}
             }
+        }
+        if let Some(slot) = self.outbox_bytes.get_mut(self.ticks % SLICES) {
+            *slot = outbox_bytes;
         }
     }
 

@@ -30,8 +30,6 @@ label_set! {
         SentBytes => "pitaya_agent_sent_bytes_total",
         /// Packets from clients.
         ReceivedPackets => "pitaya_agent_received_packets_total",
-        /// Packets to clients.
-        SentPackets => "pitaya_agent_sent_packets_total",
         /// Pushes to clients.
         Pushes => "pitaya_agent_pushes_total",
         /// Pushes without a session or room.
@@ -42,8 +40,6 @@ label_set! {
         Inflated => "pitaya_agent_inflated_total",
         /// Compressed payloads that were refused.
         InflateFailures => "pitaya_agent_inflate_failures_total",
-        /// Payloads sent compressed.
-        Deflated => "pitaya_agent_deflated_total",
         /// Requests from clients.
         Requests => "pitaya_handler_requests_total",
         /// Notifies from clients.

@@ -72,14 +72,12 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_agent_received_bytes_total", &[], "bytes", "Bytes received from clients."),
     row(Counter, "pitaya_agent_sent_bytes_total", &[], "bytes", "Bytes sent to clients."),
     row(Counter, "pitaya_agent_received_packets_total", &[], "packets", "Packets received from clients."),
-    row(Counter, "pitaya_agent_sent_packets_total", &[], "packets", "Packets queued to clients."),
     row(Gauge, "pitaya_agent_outbox_bytes", &[], "bytes", "Bytes queued to clients."),
     row(Counter, "pitaya_agent_pushes_total", &[], "pushes", "Pushes queued to clients."),
     row(Counter, "pitaya_agent_pushes_dropped_total", &[], "pushes", "Pushes that found no session or no room."),
     row(Counter, "pitaya_agent_kicks_total", &[], "kicks", "Kicks queued to clients."),
     row(Counter, "pitaya_agent_inflated_total", &[], "payloads", "Compressed payloads received."),
     row(Counter, "pitaya_agent_inflate_failures_total", &[], "payloads", "Compressed payloads refused."),
-    row(Counter, "pitaya_agent_deflated_total", &[], "payloads", "Payloads sent compressed."),
 
     // Requests: in = replied + failed + dropped + in flight.
     row(Counter, "pitaya_handler_requests_total", &[], "requests", "Requests received from clients."),
