@@ -34,6 +34,8 @@ struct News {
     is_lame_duck: bool,
     has_servers: bool,
     barriers: Vec<u64>,
+    /// The first of the errors that end nothing.
+    complaint: Option<Box<str>>,
 }
 
 impl Reactor {
@@ -143,6 +145,9 @@ impl Reactor {
         }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
+        }
+        if let Some(text) = &news.complaint {
+            self.end_log.complained(self.core.now_ms, text);
         }
     }
 
@@ -285,7 +290,10 @@ fn walk(
         Event::InfoChanged => news.has_servers = true,
         Event::ServerError { text, is_fatal } => {
             turn.core.meter.count(CoreCounter::NatsErrors);
-            tracing::warn!(text, is_fatal, "the NATS server reports an error");
+            // What is fatal comes back as the error that ends the link.
+            if !is_fatal {
+                news.complaint.get_or_insert_with(|| text.into());
+            }
         }
     })?;
     Ok(news)

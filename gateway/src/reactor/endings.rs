@@ -28,6 +28,7 @@ pub(super) struct EndLog {
     second: u64,
     lines: [u32; CloseReason::ALL.len()],
     refusals: u32,
+    complaints: u32,
 }
 
 impl EndLog {
@@ -62,6 +63,16 @@ impl EndLog {
         self.refusals += 1;
         if self.refusals == 1 {
             tracing::warn!(cause, "connection refused");
+        }
+    }
+
+    /// An error that NATS reported and that ends nothing. A missing permission is one for each message, so a line a
+    /// second has to do.
+    pub(super) fn complained(&mut self, now_ms: u64, text: &str) {
+        self.roll(now_ms);
+        self.complaints += 1;
+        if self.complaints == 1 {
+            tracing::warn!(text, "the NATS server reports an error");
         }
     }
 }

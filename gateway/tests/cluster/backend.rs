@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Subject};
 use bytes::Bytes;
+use client::raw::RawClient;
 use futures_util::StreamExt;
 use proto::Message;
 use shared::cluster::discovery::Discovery;
@@ -12,6 +13,9 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::world::{GATE, SOON, World};
+
+/// A `Response` with "ack", inside another (cluster protocol 9.2).
+pub(crate) const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
 
 /// A server of type `room` that is in etcd without any announcement.
 pub(crate) struct Backend {
@@ -53,6 +57,15 @@ impl Backend {
         Self { caller, calls, discovery: world.announce("room", id) }
     }
 
+    /// The id that the cluster knows the client's session by.
+    pub(crate) fn session_id(&self, client: &mut RawClient) -> i64 {
+        let id = client.send_request("room.room.who", b"").unwrap();
+        let call = self.next();
+        call.answer(b"");
+        client.read_response(id, SOON).unwrap();
+        call.session()
+    }
+
     /// The next call.
     pub(crate) fn next(&self) -> Call {
         self.calls.recv_timeout(SOON).expect("a call arrives")
@@ -74,19 +87,18 @@ impl Backend {
 
     /// Answers everything with the request's own data, until the test ends.
     pub(crate) fn echo(self) -> Echo {
-        let Self { caller, calls, discovery } = self;
+        let Self { calls, discovery, .. } = self;
         std::thread::spawn(move || {
             while let Ok(call) = calls.recv() {
                 call.answer(&call.request().msg.unwrap().data);
             }
         });
-        Echo { caller, discovery }
+        Echo { discovery }
     }
 }
 
 /// A backend that echoes by itself.
 pub(crate) struct Echo {
-    pub(crate) caller: Caller,
     pub(crate) discovery: Discovery,
 }
 
@@ -101,6 +113,12 @@ impl Call {
 
     pub(crate) fn data(&self) -> Bytes {
         self.request().msg.unwrap().data
+    }
+
+    /// Answers with any bytes.
+    pub(crate) fn answer_bytes(&self, payload: &[u8]) {
+        let reply = self.reply.clone().expect("a reply subject");
+        self.caller.publish_all([(reply.to_string(), None, payload.to_vec())]);
     }
 
     /// Answers with success.

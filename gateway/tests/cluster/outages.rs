@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use client::raw::RawClient;
 use gateway::gateway::{Commands, Gateway};
 
-use crate::backend::{Backend, Caller, server_subject, session_of, user_request};
+use crate::backend::{Caller, NESTED_ACK, server_subject, session_of, user_request};
 use crate::proxy::Proxy;
 use crate::servers::Nats;
 use crate::world::{
@@ -15,18 +15,8 @@ use crate::world::{
 };
 
 const DISCONNECTED: &str = r#"{"code":"PIT-503","msg":"nats: connection closed"}"#;
-const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
-
 fn clients(gateway: &Gateway) -> Vec<RawClient> {
     (0..8).map(|n| if n % 2 == 0 { tcp(gateway) } else { web_socket(gateway) }).collect()
-}
-
-fn session_id(client: &mut RawClient, backend: &Backend) -> i64 {
-    let id = client.send_request("room.room.who", b"").unwrap();
-    let call = backend.next();
-    call.answer(b"");
-    client.read_response(id, SOON).unwrap();
-    call.session()
 }
 
 fn is_ready(gateway: &Gateway) -> bool {
@@ -49,7 +39,7 @@ fn nats_can_be_killed_and_come_back_without_a_client_noticing_but_by_codes() {
         let gateway = world.gateway(driver, &[]);
         let mut connected = clients(&gateway);
         for (number, client) in connected.iter_mut().enumerate() {
-            let session = session_id(client, &backend);
+            let session = backend.session_id(client);
             assert_eq!(&backend.caller.bind(session, &format!("user-{number}"))[..], NESTED_ACK);
         }
         let under_way = connected[0].send_request("room.room.slow", b"").unwrap();
@@ -66,7 +56,10 @@ fn nats_can_be_killed_and_come_back_without_a_client_noticing_but_by_codes() {
         let mut late = tcp(&gateway);
         assert_eq!(error_of(&mut late, "room.room.echo", b""), DISCONNECTED, "{driver}");
         world.nats.restart_same_port();
+        let begun = Instant::now();
         until("ready", || is_ready(&gateway).then_some(()));
+        // It tries every 100 ms here.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{driver}: late");
         for (number, client) in connected.iter_mut().enumerate() {
             until_pushed(client, &backend.caller, &format!("user-{number}"));
         }
@@ -166,7 +159,7 @@ fn a_nats_that_stands_still_for_a_moment_costs_time_and_nothing_else() {
     for driver in DRIVERS {
         let gateway = world.gateway(driver, &[]);
         let mut client = tcp(&gateway);
-        let session = session_id(&mut client, &backend);
+        let session = backend.session_id(&mut client);
         backend.caller.bind(session, "ann");
         world.nats.pause();
         let ids: Vec<u64> = (0..10_u8)
@@ -194,7 +187,7 @@ fn nothing_is_said_to_a_nats_that_has_not_greeted() {
         let gateway = world.gateway(driver, &[]);
         let mut connected = clients(&gateway);
         for (number, client) in connected.iter_mut().enumerate() {
-            let session = session_id(client, &backend);
+            let session = backend.session_id(client);
             backend.caller.bind(session, &format!("user-{number}"));
         }
         world.nats.kill();
@@ -241,7 +234,7 @@ fn a_bind_on_a_reactor_that_has_lost_nats_changes_nothing_and_can_be_repeated() 
         let gateway = starting.join().unwrap().unwrap();
         let mut connected: Vec<RawClient> = (0..12).map(|_| tcp(&gateway)).collect();
         let sessions: Vec<i64> =
-            connected.iter_mut().map(|client| session_id(client, &backend)).collect();
+            connected.iter_mut().map(|client| backend.session_id(client)).collect();
         // Only the reactor that takes calls has NATS back; the other one is connected and not greeted.
         let stalled = proxy.pass_only(b"SUB pitaya/servers/connector/gate-1 ");
         let answers = backend.caller.subscribe("answers");

@@ -106,6 +106,49 @@ fn a_request_is_forwarded_as_go_forwards_it() {
     }
 }
 
+#[test]
+fn errors_of_a_backend_reach_the_client_as_go_writes_them() {
+    let world = World::new();
+    let backend = world.backend("room-1");
+    let error = |code: &str, msg: &str, metadata: &[(&str, &str)]| {
+        let text = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let metadata = metadata.iter().map(text).collect();
+        let error = proto::Error { code: code.into(), msg: msg.into(), metadata };
+        let response = proto::Response { data: b"not this".as_slice().into(), error: Some(error) };
+        response.encode_to_vec()
+    };
+    let cases = [
+        (error("GAME-7", "no", &[]), r#"{"code":"GAME-7","msg":"no"}"#),
+        (
+            error("GAME-7", "no", &[("b", "<2>"), ("a", "1")]),
+            r#"{"code":"GAME-7","msg":"no","metadata":{"a":"1","b":"\u003c2\u003e"}}"#,
+        ),
+        (error("", "no code", &[]), r#"{"code":"PIT-000","msg":"no code"}"#),
+        // An empty text is sent as the code.
+        (error("", "", &[]), r#"{"code":"PIT-000","msg":"PIT-000"}"#),
+    ];
+    for driver in DRIVERS {
+        let gateway = world.gateway(driver, &[]);
+        for mut client in clients(&gateway) {
+            for (response, text) in &cases {
+                let id = client.send_request("room.room.fail", b"").unwrap();
+                backend.next().answer_bytes(response);
+                let answer = client.read_response(id, SOON).unwrap();
+                assert_eq!((answer.is_error, answer.text().as_str()), (true, *text), "{driver}");
+            }
+            // Nothing at all is success without data; what cannot be read is an error of ours.
+            let id = client.send_request("room.room.nothing", b"").unwrap();
+            backend.next().answer_bytes(b"");
+            let answer = client.read_response(id, SOON).unwrap();
+            assert_eq!((answer.is_error, answer.payload.len()), (false, 0), "{driver}");
+            let id = client.send_request("room.room.broken", b"").unwrap();
+            backend.next().answer_bytes(b"\xff\xff");
+            assert!(client.read_response(id, SOON).unwrap().text().contains("PIT-500"), "{driver}");
+        }
+        gateway.stop();
+    }
+}
+
 /// Go's keys in Go's order, with nothing else.
 fn check_metadata(metadata: &[u8]) {
     let text = std::str::from_utf8(metadata).unwrap();

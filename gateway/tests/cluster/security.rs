@@ -8,7 +8,7 @@ use gateway::gateway::{Commands, Gateway};
 
 use crate::backend::Backend;
 use crate::servers::Nats;
-use crate::world::{DRIVERS, World, free_address, http_get, tcp, until};
+use crate::world::{DRIVERS, World, error_of, free_address, http_get, tcp, until};
 
 /// Starts a gateway with these settings, and has one request served.
 fn check_served(world: &World, options: ConnectOptions, settings: &[(&str, &str)]) {
@@ -77,6 +77,35 @@ fn a_wrong_password_is_tried_again_without_a_flood_until_it_is_right() {
         world.withdraw(backend.discovery);
         gateway.stop();
     }
+}
+
+#[test]
+fn a_missing_permission_costs_the_request_and_not_the_connection() {
+    let users = r#"authorization { users = [
+        { user: gw, password: gw, permissions: { publish: { deny: "pitaya/servers/room/secret" } } }
+        { user: room, password: room }
+    ] }"#;
+    let world = World::over(Nats::start_configured(users));
+    let options = || ConnectOptions::with_user_and_password("room".into(), "room".into());
+    let client = world.soon(options().connect(world.nats.url())).unwrap();
+    let backend = Backend::start(&world, "secret", client);
+    for driver in DRIVERS {
+        let settings = [
+            ("pitaya.nats.user", "gw"),
+            ("pitaya.nats.password", "gw"),
+            ("pitaya.cluster.rpc.client.nats.requesttimeout", "300ms"),
+        ];
+        let gateway = world.gateway(driver, &settings);
+        let mut client = tcp(&gateway);
+        for _ in 0..3 {
+            let text = error_of(&mut client, "room.room.echo", b"");
+            assert!(text.contains("PIT-408"), "{driver}: {text}");
+        }
+        let (status, page) = http_get(gateway.addresses().admin[0], "/readyz").unwrap();
+        assert_eq!(status, 200, "{driver}: {page}");
+        gateway.stop();
+    }
+    assert!(backend.next_within(Duration::ZERO).is_none());
 }
 
 /// A NATS server with a certificate of its own making, and the file to trust it by.

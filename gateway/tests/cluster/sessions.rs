@@ -9,23 +9,12 @@ use gateway::gateway::Gateway;
 use proto::Message;
 
 use crate::backend::{
-    Backend, error_in, push_of, server_subject, session_of, user_request, user_subject,
+    NESTED_ACK, error_in, push_of, server_subject, session_of, user_request, user_subject,
 };
 use crate::servers::Nats;
 use crate::world::{DRIVERS, GATE, SOON, World, free_address, http_get, tcp, until, web_socket};
 
-/// A `Response` with "ack", inside another (cluster protocol 9.2).
-const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
 const KICKED: &[u8] = b"\x0a\x02\x08\x01";
-
-/// The id that the cluster knows the client's session by.
-fn session_id(client: &mut RawClient, backend: &Backend) -> i64 {
-    let id = client.send_request("room.room.who", b"").unwrap();
-    let call = backend.next();
-    call.answer(b"");
-    client.read_response(id, SOON).unwrap();
-    call.session()
-}
 
 fn clients(gateway: &Gateway) -> Vec<RawClient> {
     // Enough that both reactors have some.
@@ -40,11 +29,12 @@ fn calls_to_sessions_are_answered_to_the_byte() {
     for driver in DRIVERS {
         let gateway = world.gateway(driver, &[]);
         for (number, mut client) in clients(&gateway).into_iter().enumerate() {
-            let uid = format!("user {number}");
-            let session = session_id(&mut client, &backend);
+            let session = backend.session_id(&mut client);
             let illegal = ("PIT-000".to_owned(), "illegal uid".to_owned());
-            assert_eq!(error_in(&caller.bind(session, "")), illegal);
-            assert_eq!(error_in(&caller.bind(session, &uid)), illegal, "a space ends a subject");
+            let long = "x".repeat(257);
+            for uid in ["", "a b", "a.*", ">", "a..b", ".a", "tab\t", "\u{7f}", long.as_str()] {
+                assert_eq!(error_in(&caller.bind(session, uid)), illegal, "{driver} {uid:?}");
+            }
             let uid = format!("user-{number}.é");
             assert_eq!(&caller.bind(session, &uid)[..], NESTED_ACK, "{driver}");
             // The confirmation says that the subscriptions are there; so this push must arrive.
@@ -108,7 +98,7 @@ fn calls_that_come_together_are_served_in_their_order() {
     for driver in DRIVERS {
         let gateway = world.gateway(driver, &[]);
         for mut client in clients(&gateway) {
-            let session = session_id(&mut client, &backend);
+            let session = backend.session_id(&mut client);
             let answers = backend.caller.subscribe("answers");
             let calls = (0..50).map(|number| {
                 let data = format!(r#"{{"number":{number}}}"#);
@@ -135,7 +125,7 @@ fn pushes_and_kicks_by_subject_are_answered_and_checked() {
     for driver in DRIVERS {
         let gateway = world.gateway(driver, &[]);
         for mut client in clients(&gateway).into_iter().take(4) {
-            caller.bind(session_id(&mut client, &backend), "ann");
+            caller.bind(backend.session_id(&mut client), "ann");
             let push = push_of("ann", b"1").encode_to_vec();
             let answer = caller.ask(&user_subject("ann", "push"), push);
             assert_eq!(&answer[..], b"\x0a\x03ack", "{driver}");
@@ -175,7 +165,7 @@ fn a_session_that_closes_leaves_no_subscription() {
         let gateway = world.gateway(driver, &[]);
         let mut connected = clients(&gateway);
         for (number, client) in connected.iter_mut().enumerate() {
-            let session = session_id(client, &backend);
+            let session = backend.session_id(client);
             backend.caller.bind(session, &format!("user-{number}"));
         }
         assert_eq!(user_subscriptions(monitor), connected.len() * 2, "{driver}");
@@ -196,7 +186,7 @@ fn a_session_that_closes_while_it_is_bound_leaves_nothing() {
         let answers = backend.caller.subscribe("answers");
         for round in 0..60 {
             let mut client = tcp(&gateway);
-            let session = session_id(&mut client, &backend);
+            let session = backend.session_id(&mut client);
             let bind = user_request("sys.bindsession", &session_of(session, "eve", ""));
             let call = (server_subject(GATE), Some("answers".to_owned()), bind);
             // The end is on its way before, together with, and after the bind.

@@ -6,18 +6,8 @@ use std::time::Duration;
 use client::raw::{RawClient, RawError};
 use proto::Message;
 
-use crate::backend::{Backend, Caller, server_subject, session_of, user_request};
+use crate::backend::{Caller, NESTED_ACK, server_subject, session_of, user_request};
 use crate::world::{DRIVERS, GATE, SOON, World, tcp};
-
-const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
-
-fn session_id(client: &mut RawClient, backend: &Backend) -> i64 {
-    let id = client.send_request("room.room.who", b"").unwrap();
-    let call = backend.next();
-    call.answer(b"");
-    client.read_response(id, SOON).unwrap();
-    call.session()
-}
 
 fn bind_at(caller: &Caller, gateway: &str, session: i64, uid: &str) {
     let answer = caller.call(gateway, "sys.bindsession", &session_of(session, uid, ""));
@@ -38,16 +28,16 @@ fn a_login_at_another_gateway_of_the_type_kicks_the_earlier_one() {
         let second = world.gateway(driver, &[("pitaya.server.id", "gate-2")]);
         let announcements = caller.subscribe("pitaya/connector/bindings");
         let mut here = tcp(&first);
-        let session = session_id(&mut here, &backend);
+        let session = backend.session_id(&mut here);
         bind_at(caller, GATE, session, "ann");
         assert_eq!(next_announcement(&announcements).encode_to_vec(), b"\x0a\x03ann\x12\x06gate-1");
         let mut there = tcp(&second);
-        let session = session_id(&mut there, &backend);
+        let session = backend.session_id(&mut there);
         bind_at(caller, "gate-2", session, "ann");
         assert_eq!(next_announcement(&announcements).fid, "gate-2");
         here.expect_kick(SOON).unwrap();
         let mut again = tcp(&first);
-        let session = session_id(&mut again, &backend);
+        let session = backend.session_id(&mut again);
         bind_at(caller, GATE, session, "ann");
         there.expect_kick(SOON).unwrap();
         caller.push("ann", b"who is left");
@@ -71,7 +61,7 @@ fn a_login_at_a_gateway_of_another_type_or_without_the_rule_kicks_nobody() {
     for driver in DRIVERS {
         let first = world.gateway(driver, &[]);
         let mut here = tcp(&first);
-        let session = session_id(&mut here, &backend);
+        let session = backend.session_id(&mut here);
         bind_at(caller, GATE, session, "ann");
         let other_type = [("pitaya.server.id", "gate-2"), ("pitaya.server.type", "lobby")];
         let lax = [("pitaya.server.id", "gate-3"), ("pitaya.session.unique", "false")];
@@ -81,7 +71,7 @@ fn a_login_at_a_gateway_of_another_type_or_without_the_rule_kicks_nobody() {
         ] {
             let second = world.gateway(driver, &settings);
             let mut there = tcp(&second);
-            let session = session_id(&mut there, &backend);
+            let session = backend.session_id(&mut there);
             let bind = user_request("sys.bindsession", &session_of(session, "ann", ""));
             assert_eq!(&caller.ask(&subject, bind)[..], NESTED_ACK);
             here.expect_silence(Duration::from_millis(50)).unwrap();
@@ -99,7 +89,7 @@ fn of_forty_logins_at_once_one_is_left() {
         let gateway = world.gateway(driver, &[]);
         let mut clients: Vec<RawClient> = (0..40).map(|_| tcp(&gateway)).collect();
         let sessions: Vec<i64> =
-            clients.iter_mut().map(|client| session_id(client, &backend)).collect();
+            clients.iter_mut().map(|client| backend.session_id(client)).collect();
         let answers = backend.caller.subscribe("answers");
         let binds = sessions.iter().map(|session| {
             let bind = user_request("sys.bindsession", &session_of(*session, "ann", ""));
