@@ -14,8 +14,8 @@ import (
 	"dragonfruit/interop/pitaya/lines"
 )
 
-// testHandlers answer under the names of the demo server's test routes, so that one test can run against either.
-type testHandlers struct {
+// TestHandlers answer under the names of the demo server's test routes, so that one test can run against either.
+type TestHandlers struct {
 	component.Base
 	app          pitaya.Pitaya
 	events       *lines.Writer
@@ -51,10 +51,10 @@ type failArgument struct {
 }
 
 // Echo answers with the bytes that came.
-func (t *testHandlers) Echo(_ context.Context, data []byte) ([]byte, error) { return data, nil }
+func (t *TestHandlers) Echo(_ context.Context, data []byte) ([]byte, error) { return data, nil }
 
 // Bind binds the session to a user.
-func (t *testHandlers) Bind(ctx context.Context, argument *bindArgument) (*answer, error) {
+func (t *TestHandlers) Bind(ctx context.Context, argument *bindArgument) (*answer, error) {
 	if err := t.app.GetSessionFromCtx(ctx).Bind(ctx, argument.Name); err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (t *testHandlers) Bind(ctx context.Context, argument *bindArgument) (*answe
 }
 
 // Push sends n pushes onPush, each its number in eight bytes. The caller's own go by its session, others by their name.
-func (t *testHandlers) Push(ctx context.Context, argument *pushArgument) (*answer, error) {
+func (t *TestHandlers) Push(ctx context.Context, argument *pushArgument) (*answer, error) {
 	session := t.app.GetSessionFromCtx(ctx)
 	for number := range argument.N {
 		data := binary.BigEndian.AppendUint64(nil, number)
@@ -80,7 +80,7 @@ func (t *testHandlers) Push(ctx context.Context, argument *pushArgument) (*answe
 }
 
 // Kick kicks the caller.
-func (t *testHandlers) Kick(ctx context.Context) (*answer, error) {
+func (t *TestHandlers) Kick(ctx context.Context) (*answer, error) {
 	if err := t.app.GetSessionFromCtx(ctx).Kick(ctx); err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (t *testHandlers) Kick(ctx context.Context) (*answer, error) {
 }
 
 // KickUser kicks the user of this name.
-func (t *testHandlers) KickUser(_ context.Context, argument *bindArgument) (*answer, error) {
+func (t *TestHandlers) KickUser(_ context.Context, argument *bindArgument) (*answer, error) {
 	if _, err := t.app.SendKickToUsers([]string{argument.Name}, t.frontendType); err != nil {
 		return nil, err
 	}
@@ -96,18 +96,18 @@ func (t *testHandlers) KickUser(_ context.Context, argument *bindArgument) (*ans
 }
 
 // Sleep answers late.
-func (t *testHandlers) Sleep(_ context.Context, argument *sleepArgument) (*answer, error) {
+func (t *TestHandlers) Sleep(_ context.Context, argument *sleepArgument) (*answer, error) {
 	time.Sleep(time.Duration(argument.Ms) * time.Millisecond)
 	return accepted(), nil
 }
 
 // Fail answers with the given error.
-func (t *testHandlers) Fail(_ context.Context, argument *failArgument) (*answer, error) {
+func (t *TestHandlers) Fail(_ context.Context, argument *failArgument) (*answer, error) {
 	return nil, pitaya.Error(errors.New(argument.Msg), argument.Code, argument.Metadata)
 }
 
 // Data stores the fields of the message in the session, at the frontend too, and answers with all that there are.
-func (t *testHandlers) Data(ctx context.Context, data []byte) ([]byte, error) {
+func (t *TestHandlers) Data(ctx context.Context, data []byte) ([]byte, error) {
 	var fields map[string]any
 	if err := json.Unmarshal(data, &fields); err != nil {
 		return nil, pitaya.Error(err, "PIT-400")
@@ -127,6 +127,6 @@ func (t *testHandlers) Data(ctx context.Context, data []byte) ([]byte, error) {
 }
 
 // Notify tells the test what came.
-func (t *testHandlers) Notify(_ context.Context, data []byte) {
+func (t *TestHandlers) Notify(_ context.Context, data []byte) {
 	t.events.Write(lines.Event{Event: "notified", Body: data})
 }

@@ -78,7 +78,7 @@ func run(o options) error {
 	app := builder.Build()
 	events := lines.NewWriter(os.Stdout)
 	app.Register(
-		&testHandlers{app: app, events: events, frontendType: o.frontendType},
+		&TestHandlers{app: app, events: events, frontendType: o.frontendType},
 		component.WithName("test"),
 		component.WithNameFunc(lowerFirst),
 	)
