@@ -4,6 +4,7 @@
 //! refusal can name what is missing.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 /// How packets travel.
@@ -70,13 +71,12 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.transport {
-            Some(Transport::WebSocket) => {
-                write!(formatter, "ws://{}{}", self.authority(), self.path)
-            }
-            Some(Transport::Tcp) => write!(formatter, "tcp://{}", self.authority()),
-            None => formatter.write_str(&self.authority()),
+        if let Some(transport) = self.transport {
+            write!(formatter, "{transport}://")?;
         }
+        formatter.write_str(&self.authority())?;
+        let is_plain = self.path == "/" && self.transport != Some(Transport::WebSocket);
+        formatter.write_str(if is_plain { "" } else { &self.path })
     }
 }
 
@@ -113,18 +113,20 @@ impl FromStr for Address {
     }
 }
 
-/// Host without brackets, and the text of the port; `None` when the host is empty or ambiguous.
+/// Host without brackets, and the text of the port; `None` when the host is empty, ambiguous, or has
+/// brackets around what is not IPv6.
 fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;
         let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
-        return (!host.is_empty()).then_some((host, port));
+        return host.parse::<Ipv6Addr>().is_ok().then_some((host, port));
     }
     let (host, port) = match authority.split_once(':') {
         Some((host, port)) => (host, Some(port)),
         None => (authority, None),
     };
-    (!host.is_empty() && !port.is_some_and(|port| port.contains(':'))).then_some((host, port))
+    let is_host = !host.is_empty() && !host.contains(['[', ']']);
+    (is_host && !port.is_some_and(|port| port.contains(':'))).then_some((host, port))
 }
 
 #[cfg(test)]
@@ -158,7 +160,19 @@ mod tests {
         assert!(matches!(error("localhost:65536"), AddressError::InvalidPort(_)));
         assert!(matches!(error("wss://game"), AddressError::TlsUnsupported(_)));
         assert!(matches!(error("http://game"), AddressError::UnknownScheme(_)));
-        for text in ["", ":1", "::1", "[]:1", "[::1", "[::1]1", "ws://a\r\nb", "ws:///x"] {
+        for text in [
+            "",
+            ":1",
+            "::1",
+            "[]:1",
+            "[::1",
+            "[::1]1",
+            "]:1",
+            "[[]:1",
+            "[a]:1",
+            "ws://a\r\nb",
+            "ws:///x",
+        ] {
             assert!(matches!(error(text), AddressError::Malformed(_)), "{text:?}");
         }
     }

@@ -70,7 +70,7 @@ pub(crate) async fn establish<S: AsyncRead + AsyncWrite + Unpin>(
     let mut input = Vec::with_capacity(READ_BYTES);
     if transport == Transport::WebSocket {
         let request = UpgradeRequest::new(&address.authority(), &address.path);
-        stream.write_all(request.bytes()).await?;
+        send(&mut stream, request.bytes()).await?;
         loop {
             read_more(&mut stream, &mut input).await?;
             if let Some(head_bytes) = request.handle_response(&input)? {
@@ -82,7 +82,7 @@ pub(crate) async fn establish<S: AsyncRead + AsyncWrite + Unpin>(
     let mut out = Vec::new();
     let body = handshake::encode_request(&options.handshake);
     framing::append_packet(transport, PacketType::Handshake, &body, &mut out)?;
-    stream.write_all(&out).await?;
+    send(&mut stream, &out).await?;
     let mut packets: Vec<(PacketType, Vec<u8>)> = Vec::new();
     while packets.is_empty() {
         if input.is_empty() {
@@ -95,7 +95,7 @@ pub(crate) async fn establish<S: AsyncRead + AsyncWrite + Unpin>(
             Received::Close { .. } => is_closed = true,
         })?;
         input.clear();
-        stream.write_all(&out).await?;
+        send(&mut stream, &out).await?;
         if is_closed && packets.is_empty() {
             return Err(ConnectError::Closed);
         }
@@ -110,7 +110,7 @@ pub(crate) async fn establish<S: AsyncRead + AsyncWrite + Unpin>(
     }
     out.clear();
     framing::append_packet(transport, PacketType::HandshakeAck, &[], &mut out)?;
-    stream.write_all(&out).await?;
+    send(&mut stream, &out).await?;
     Ok(Established {
         stream,
         framing,
@@ -121,6 +121,11 @@ pub(crate) async fn establish<S: AsyncRead + AsyncWrite + Unpin>(
         serializer: response.serializer,
         heartbeat: Duration::from_secs(response.heartbeat_s),
     })
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), ConnectError> {
+    stream.write_all(bytes).await?;
+    Ok(stream.flush().await?)
 }
 
 async fn read_more<S: AsyncRead + Unpin>(
@@ -221,7 +226,14 @@ impl State {
                     }
                 }
                 written = writer.write(&self.out), if !self.out.is_empty() => match written {
-                    Ok(written_bytes) => { self.out.drain(..written_bytes); }
+                    Ok(0) => return CloseCause::Failed("nothing can be written".into()),
+                    Ok(written_bytes) => {
+                        self.out.drain(..written_bytes);
+                        // Streams that buffer, as TLS does, hold the end back until asked.
+                        if self.out.is_empty() && let Err(error) = writer.flush().await {
+                            return CloseCause::Failed(error.to_string().into());
+                        }
+                    }
                     Err(error) => return CloseCause::Failed(error.to_string().into()),
                 },
                 command = commands.recv(), if self.out.len() < OUT_BYTES_MAX => {

@@ -23,6 +23,7 @@ mod connection;
 mod error;
 pub mod framing;
 pub mod load;
+mod protobuf;
 pub mod raw;
 pub mod repl;
 pub mod upgrade;

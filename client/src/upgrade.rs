@@ -49,6 +49,15 @@ impl UpgradeRequest {
         Self { bytes: request.into_bytes(), accept: derive_accept_key(key.as_bytes()) }
     }
 
+    /// Adds a header, such as `Origin`; the value is sent as it is.
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        // Before the empty line.
+        self.bytes.truncate(self.bytes.len() - 2);
+        self.bytes.extend_from_slice(format!("{name}: {value}\r\n\r\n").as_bytes());
+        self
+    }
+
     /// What to send.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -112,6 +121,14 @@ mod tests {
         }
         let with_frame = [answer.as_bytes(), &[0x82, 0x00]].concat();
         assert_eq!(request.handle_response(&with_frame), Ok(Some(answer.len())));
+    }
+
+    #[test]
+    fn headers_are_added_before_the_empty_line() {
+        let request = UpgradeRequest::new("game:80", "/x").with_header("Origin", "http://a");
+        let text = String::from_utf8(request.bytes().to_vec()).unwrap();
+        assert!(text.starts_with("GET /x HTTP/1.1\r\nHost: game:80\r\n"), "{text}");
+        assert!(text.ends_with("==\r\nOrigin: http://a\r\n\r\n"), "{text}");
     }
 
     #[test]

@@ -264,3 +264,40 @@ async fn dropping_the_last_handle_closes_the_connection() {
     drop(clone);
     server.until("the end", |seen| seen.ended == 1).await;
 }
+
+#[tokio::test]
+async fn any_stream_can_carry_the_protocol_so_tls_needs_no_change() {
+    use shared::dictionary::Dictionary;
+    use shared::handshake::{HandshakeOptions, HandshakeResponses};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    // So small that every packet is cut.
+    let (near, mut far) = tokio::io::duplex(7);
+    let server = tokio::spawn(async move {
+        let options = HandshakeOptions {
+            heartbeat_s: 30,
+            dictionary: &Dictionary::default(),
+            serializer: "json",
+            compression: false,
+        };
+        let mut header = [0; 4];
+        far.read_exact(&mut header).await.unwrap();
+        let mut body = vec![0; usize::from(header[2]) << 8 | usize::from(header[3])];
+        far.read_exact(&mut body).await.unwrap();
+        far.write_all(&HandshakeResponses::new(&options).unwrap().accepted).await.unwrap();
+        // The ack, and a request with id 1, route `r` and payload `hi`.
+        let mut rest = [0; 4 + 4 + 6];
+        far.read_exact(&mut rest).await.unwrap();
+        assert_eq!(rest, *b"\x02\0\0\0\x04\0\0\x06\0\x01\x01rhi");
+        far.write_all(b"\x04\0\0\x04\x04\x01ho").await.unwrap();
+        let mut end = Vec::new();
+        far.read_to_end(&mut end).await.unwrap();
+        assert!(end.is_empty());
+    });
+    let address: Address = "game:1".parse().unwrap();
+    let options = ConnectOptions::default();
+    let client = Client::open(near, Transport::Tcp, &address, options).await.unwrap();
+    assert_eq!(client.request("r", b"hi").await.unwrap(), "ho");
+    drop(client);
+    server.await.unwrap();
+}

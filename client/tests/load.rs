@@ -53,9 +53,24 @@ fn a_closed_loop_answers_everything_it_sends_over_both_transports() {
 }
 
 #[test]
+fn payloads_larger_than_a_socket_takes_at_once_come_back_whole() {
+    for transport in [Transport::Tcp, Transport::WebSocket] {
+        let server = server(transport);
+        let arguments = "-c 2 -n 3 -d 300ms --warmup 0s --payload-bytes 1000000";
+        let (report, is_content) = load(&server.url(), arguments);
+        assert!(is_content, "{report}");
+        let sent = number(&report, "/requests/sent");
+        assert!(sent >= 6, "{report}");
+        assert_eq!(number(&report, "/requests/answered"), sent);
+        // Each came back with its payload.
+        assert!(number(&report, "/bytes_received") > sent * 1_000_000);
+    }
+}
+
+#[test]
 fn an_open_loop_sends_exactly_what_was_due() {
     let server = server(Transport::Tcp);
-    let arguments = "-c 5 --rate 1000 -d 500ms --warmup 100ms --threads 2 -n 50";
+    let arguments = "-c 5 --rate 1000 -d 500ms --warmup 100ms --threads 2 -n 500";
     let (report, is_content) = load(&server.url(), arguments);
     assert!(is_content, "{report}");
     assert_eq!(number(&report, "/requests/sent"), 500);

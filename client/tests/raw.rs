@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use client::address::Transport;
 use client::raw::{Closed, RawClient, RawError, head};
+use client::upgrade::UpgradeRequest;
 use common::{FakeOptions, FakeServer, PATIENCE};
 use shared::message::MessageType;
 use shared::packet::{HEARTBEAT, PacketType};
@@ -130,6 +131,20 @@ fn frames_below_packets_can_be_sent_and_a_close_is_answered() {
     client.send_frame(Opcode::Close, &1000_u16.to_be_bytes()).unwrap();
     let closed = client.expect_close(PATIENCE).unwrap();
     assert_eq!(closed, Closed::CloseFrame { code: Some(1000) });
+}
+
+#[test]
+fn an_upgrade_may_be_any_request_and_its_answer_can_be_read() {
+    let (server, client) = connected(Transport::WebSocket);
+    drop(client);
+    let request = UpgradeRequest::new("game", "/x?y").with_header("Origin", "http://page");
+    let mut client = RawClient::connect_tcp(server.address).unwrap().upgrade(&request).unwrap();
+    client.establish().unwrap();
+    assert_eq!(client.request("room.test.echo", b"x").unwrap().text(), "x");
+    let mut client = RawClient::connect_tcp(server.address).unwrap();
+    client.send_bytes(request.bytes()).unwrap();
+    let answer = client.read_bytes(PATIENCE).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", answer.escape_ascii());
 }
 
 #[test]

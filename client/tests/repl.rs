@@ -194,3 +194,30 @@ fn an_address_that_nobody_listens_on_fails_at_once() {
     assert!(text.starts_with("error: cannot connect: "), "{text}");
     assert!(text.contains("error: TLS is not supported"), "{text}");
 }
+
+#[test]
+fn a_protobuf_server_is_talked_to_in_json_by_its_own_documentation() {
+    let server = FakeServer::start(FakeOptions {
+        serializer: Serializer::Protobuf,
+        ..FakeOptions::default()
+    });
+    let commands = format!(
+        "push onMessage protos.Say\nconnect {}\n\
+         request room.test.push {{\"text\": \"hi\", \"number\": \"5\"}}\nwatch onMessage\n\
+         request room.test.echo\n\
+         request room.test.error\n\
+         push onMessage protos.Say\n\
+         request room.test.echo {{\"txt\": 1}}\n\
+         routes\n",
+        server.address
+    );
+    let (text, is_content) = repl(&["--docs", "room.test.docs"], &commands);
+    assert!(!is_content);
+    assert!(text.contains("sv->{\"number\":\"5\",\"text\":\"hi\"} [room.test.push "), "{text}");
+    assert!(text.contains("sv->{\"number\":\"5\",\"text\":\"hi\"} [push onMessage]"), "{text}");
+    assert!(text.contains("sv->{} [room.test.echo "), "{text}");
+    assert!(text.contains("sv->{\"code\":\"PIT-404\""), "{text}");
+    assert!(text.contains("error: use this command before connect"), "{text}");
+    assert!(text.contains("error: protos.Say has no field txt"), "{text}");
+    assert!(text.contains("\nroom.test.descriptors\n"), "{text}");
+}

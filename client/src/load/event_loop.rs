@@ -279,7 +279,8 @@ impl<'a> EventLoop<'a> {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
-        if let Some(source) = self.source(slot) {
+        let number = self.plan.share.first_connection + slot as u32;
+        if let Some(source) = source(target, number, self.plan.connections_total) {
             socket.bind(&SocketAddr::new(source.into(), 0).into())?;
         }
         match socket.connect(&target.into()) {
@@ -294,16 +295,6 @@ impl<'a> EventLoop<'a> {
         let interests = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut socket, Token(slot), interests)?;
         Ok(Player::new(socket, self.company.transport, now_ns))
-    }
-
-    /// A loopback address of its own for every so many connections, when one address has too few ports.
-    fn source(&self, slot: usize) -> Option<Ipv4Addr> {
-        let is_loopback = matches!(self.plan.target.ip(), IpAddr::V4(ip) if ip.is_loopback());
-        if !is_loopback || self.plan.connections_total <= CONNECTIONS_PER_SOURCE {
-            return None;
-        }
-        let number = (self.plan.share.first_connection + slot as u32) / CONNECTIONS_PER_SOURCE;
-        Some(Ipv4Addr::new(127, 0, 0, 1 + number as u8))
     }
 
     /// Hands due requests to players with room, in turn, then writes them.
@@ -426,5 +417,32 @@ impl<'a> EventLoop<'a> {
                 *published = count;
             }
         }
+    }
+}
+
+/// A loopback address of its own for every so many connections, when one address has too few ports for all.
+fn source(target: SocketAddr, number: u32, connections_total: u32) -> Option<Ipv4Addr> {
+    let is_loopback = matches!(target.ip(), IpAddr::V4(ip) if ip.is_loopback());
+    if !is_loopback || connections_total <= CONNECTIONS_PER_SOURCE {
+        return None;
+    }
+    // The options allow a million connections: fifty addresses.
+    let host = 1 + (number / CONNECTIONS_PER_SOURCE) as u8;
+    Some(Ipv4Addr::new(127, 0, 0, host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_connections_to_a_loopback_server_come_from_several_addresses() {
+        let local: SocketAddr = "127.0.0.1:3250".parse().unwrap();
+        let remote: SocketAddr = "192.0.2.1:3250".parse().unwrap();
+        assert_eq!(source(local, 19_999, 20_000), None);
+        assert_eq!(source(remote, 0, 30_000), None);
+        assert_eq!(source(local, 19_999, 20_001), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(source(local, 20_000, 20_001), Some(Ipv4Addr::new(127, 0, 0, 2)));
+        assert_eq!(source(local, 999_999, 1_000_000), Some(Ipv4Addr::new(127, 0, 0, 50)));
     }
 }

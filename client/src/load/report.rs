@@ -297,15 +297,21 @@ impl fmt::Display for Report {
             writeln!(formatter, "connecting   {times}")?;
         }
         if self.mode != "idle" {
-            let kind = if self.notify { "notifies" } else { "requests" };
             let Requests { sent, answered, failed, unsent, late, per_second, errors } =
                 &self.requests;
-            writeln!(
-                formatter,
-                "{kind}     {per_second:.0}/s: {sent} sent, {answered} answered, {failed} failed ({}), \
-                 {unsent} unsent, {late} late",
-                counts(errors),
-            )?;
+            if self.notify {
+                writeln!(
+                    formatter,
+                    "notifies     {per_second:.0}/s: {sent} sent, {unsent} unsent"
+                )?;
+            } else {
+                writeln!(
+                    formatter,
+                    "requests     {per_second:.0}/s: {sent} sent, {answered} answered, \
+                     {failed} failed ({}), {unsent} unsent, {late} late",
+                    counts(errors),
+                )?;
+            }
         }
         for (name, times) in [
             ("latency      ", &self.latency_us),

@@ -53,11 +53,9 @@ impl RawClient {
 
     /// Opens a TCP connection and upgrades it at `path` (begins with `/`).
     pub fn connect_ws(server: impl ToSocketAddrs, path: &str) -> Result<Self, RawError> {
-        let socket = open(server)?;
-        let authority = socket.peer_addr()?.to_string();
-        let mut client = Self::over(socket, Transport::WebSocket)?;
-        client.upgrade(&UpgradeRequest::new(&authority, path))?;
-        Ok(client)
+        let client = Self::connect_tcp(server)?;
+        let authority = client.socket.peer_addr()?.to_string();
+        client.upgrade(&UpgradeRequest::new(&authority, path))
     }
 
     /// Opens a connection with this transport, at path `/` for WebSocket.
@@ -84,6 +82,25 @@ impl RawClient {
             last_id: 0,
             timeout: DEFAULT_TIMEOUT,
         })
+    }
+
+    /// Turns a TCP connection into a WebSocket, with a request of the caller's choice; what was sent before, such as a
+    /// PROXY header, stays in front of it.
+    pub fn upgrade(mut self, request: &UpgradeRequest) -> Result<Self, RawError> {
+        self.send_bytes(request.bytes())?;
+        let deadline = Instant::now() + self.timeout;
+        let mut received = Vec::new();
+        let head_bytes = loop {
+            let read_bytes = self.read_some("upgrade", self.timeout, deadline)?;
+            received.extend_from_slice(self.read_buffer.get(..read_bytes).unwrap_or_default());
+            if let Some(head_bytes) = request.handle_response(&received)? {
+                break head_bytes;
+            }
+        };
+        received.drain(..head_bytes);
+        self.framing = Framing::new(Transport::WebSocket, packet::BODY_BYTES_MAX);
+        self.handle_bytes(&mut received)?;
+        Ok(self)
     }
 
     /// Longest wait of the methods that take no deadline.
@@ -180,6 +197,13 @@ impl RawClient {
     /// Writes bytes to the socket, below packets and frames.
     pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), RawError> {
         Ok((&self.socket).write_all(bytes)?)
+    }
+
+    /// Next bytes of the socket, at least one, below packets and frames: for answers that are neither. What was read
+    /// before as part of packets is not among them.
+    pub fn read_bytes(&mut self, within: Duration) -> Result<Vec<u8>, RawError> {
+        let read_bytes = self.read_some("bytes", within, Instant::now() + within)?;
+        Ok(self.read_buffer.get(..read_bytes).unwrap_or_default().to_vec())
     }
 
     /// Sends one masked WebSocket frame with any content.
@@ -285,21 +309,6 @@ impl RawClient {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn upgrade(&mut self, request: &UpgradeRequest) -> Result<(), RawError> {
-        self.send_bytes(request.bytes())?;
-        let deadline = Instant::now() + self.timeout;
-        let mut received = Vec::new();
-        let head_bytes = loop {
-            let read_bytes = self.read_some("upgrade", self.timeout, deadline)?;
-            received.extend_from_slice(self.read_buffer.get(..read_bytes).unwrap_or_default());
-            if let Some(head_bytes) = request.handle_response(&received)? {
-                break head_bytes;
-            }
-        };
-        received.drain(..head_bytes);
-        self.handle_bytes(&mut received)
     }
 
     fn read_data(

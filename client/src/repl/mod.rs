@@ -6,6 +6,7 @@
 
 mod command;
 mod console;
+mod docs;
 mod shell;
 mod text;
 

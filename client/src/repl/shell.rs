@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::command::{COMMANDS, Command, HandshakeChange};
 use super::console::{Printer, Routes};
+use super::docs::{Docs, DocsError, EncodeTextError};
 use super::text;
 use crate::address::{Address, AddressError};
 use crate::{Client, CloseCause, ConnectError, ConnectOptions, PushReceiver, RequestError};
@@ -43,6 +44,10 @@ pub(crate) enum ShellError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Request(#[from] RequestError),
+    #[error(transparent)]
+    Docs(#[from] DocsError),
+    #[error(transparent)]
+    Data(#[from] EncodeTextError),
 }
 
 /// Pushes that were printed and not watched yet, by route.
@@ -111,6 +116,8 @@ pub(crate) struct Shell {
     docs_route: Option<String>,
     handshake: HandshakeRequest,
     push_types: HashMap<String, String>,
+    /// Of the connected server; empty without `--docs`.
+    docs: Arc<Docs>,
     client: Option<Client>,
     /// Prints the pushes of `client`, and ends with its connection.
     printing: Option<JoinHandle<()>>,
@@ -131,6 +138,7 @@ impl Shell {
             docs_route,
             handshake: own_handshake(),
             push_types: HashMap::new(),
+            docs: Arc::default(),
             client: None,
             printing: None,
             unwatched: Arc::default(),
@@ -191,6 +199,11 @@ impl Shell {
         for (route, _) in client.dictionary().iter() {
             self.routes.insert(route);
         }
+        self.docs = Arc::default();
+        if let Some(route) = &self.docs_route {
+            self.docs = Arc::new(Docs::request(&client, route, &self.push_types).await?);
+            self.docs.routes().for_each(|route| self.routes.insert(route));
+        }
         self.unwatched = Arc::default();
         if let Some(pushes) = client.take_pushes() {
             self.printing = Some(tokio::spawn(self.print_pushes(pushes, client.clone())));
@@ -206,10 +219,12 @@ impl Shell {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (printer, routes) = (self.printer.clone(), self.routes.clone());
         let (unwatched, is_pretty) = (Arc::clone(&self.unwatched), self.is_pretty);
+        let docs = Arc::clone(&self.docs);
         async move {
             while let Some(push) = pushes.next().await {
                 routes.insert(&push.route);
-                let payload = text::show(&push.payload, is_pretty);
+                let decoded = docs.decode_push(&push.route, &push.payload);
+                let payload = text::show(decoded.as_deref().unwrap_or(&push.payload), is_pretty);
                 printer.print(&format!("sv->{payload} [push {}]", push.route));
                 unwatched.add(&push.route);
             }
@@ -235,10 +250,12 @@ impl Shell {
     async fn request(&mut self, route: &str, data: &str) -> Result<(), ShellError> {
         let client = self.client()?;
         self.routes.insert(route);
+        let data = self.docs.encode(route, data)?;
         let began = Instant::now();
-        match client.request(route, data.as_bytes()).await {
+        match client.request(route, &data).await {
             Ok(payload) => {
-                let payload = text::show(&payload, self.is_pretty);
+                let decoded = self.docs.decode_answer(route, &payload);
+                let payload = text::show(decoded.as_deref().unwrap_or(&payload), self.is_pretty);
                 self.printer.print(&format!("sv->{payload} [{route} {}]", milliseconds(began)));
                 Ok(())
             }
@@ -256,8 +273,9 @@ impl Shell {
     }
 
     async fn notify(&mut self, route: &str, data: &str) -> Result<(), ShellError> {
+        let client = self.client()?;
         self.routes.insert(route);
-        Ok(self.client()?.notify(route, data.as_bytes()).await?)
+        Ok(client.notify(route, &self.docs.encode(route, data)?).await?)
     }
 
     async fn watch(&self, route: &str, wanted: u64, timeout: Duration) -> Result<(), ShellError> {

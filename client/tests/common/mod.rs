@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod docs;
+
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -324,6 +326,14 @@ impl Player<'_> {
         self.message(client::raw::head(MessageType::Response, id, ""), payload)
     }
 
+    fn error_response(&mut self, id: u64) -> Vec<u8> {
+        let mut body = Vec::new();
+        let msg = "pitaya/handler: room.test.error not found";
+        self.state.options.serializer.encode_error("PIT-404", msg, [].into_iter(), &mut body);
+        let head = Head { is_error: true, ..client::raw::head(MessageType::Response, id, "") };
+        self.message(head, &body)
+    }
+
     fn push(&mut self, route: &str, payload: &[u8]) -> Vec<u8> {
         self.message(client::raw::head(MessageType::Push, 0, route), payload)
     }
@@ -356,16 +366,7 @@ impl Player<'_> {
         let id = message.id;
         match route {
             "room.test.error" => {
-                let mut body = Vec::new();
-                self.state.options.serializer.encode_error(
-                    "PIT-404",
-                    "pitaya/handler: room.test.error not found",
-                    [].into_iter(),
-                    &mut body,
-                );
-                let head =
-                    Head { is_error: true, ..client::raw::head(MessageType::Response, id, "") };
-                let packet = self.message(head, &body);
+                let packet = self.error_response(id);
                 stream.write(&packet)?;
             }
             "room.test.silent" => {}
@@ -403,17 +404,26 @@ impl Player<'_> {
                 stream.write(&response)?;
             }
             _ => {
-                let response = self.response(id, payload);
+                let response = match route {
+                    "room.test.docs" => self.response(id, &docs::documentation()),
+                    "room.test.descriptors" => self.response(id, &docs::descriptors(payload)),
+                    _ => self.response(id, payload),
+                };
                 stream.write(&response)?;
             }
         }
         if route != "room.test.hold" {
-            for held in std::mem::take(&mut self.held) {
-                let response = self.response(held, b"held");
-                stream.write(&response)?;
-            }
+            self.release_held(stream)?;
         }
         Ok(true)
+    }
+
+    fn release_held(&mut self, stream: &mut Stream) -> io::Result<()> {
+        for held in std::mem::take(&mut self.held) {
+            let response = self.response(held, b"held");
+            stream.write(&response)?;
+        }
+        Ok(())
     }
 }
 
