@@ -108,7 +108,7 @@ impl Figure {
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
         let upper = *values.get(middle)?;
-        let lower = if values.len() % 2 == 0 { *values.get(middle - 1)? } else { upper };
+        let lower = if values.len().is_multiple_of(2) { *values.get(middle - 1)? } else { upper };
         Some(Self { median: f64::midpoint(lower, upper), min, max })
     }
 

@@ -130,10 +130,7 @@ pub struct System {
 impl System {
     /// What a load connects to; `None` when this system does not serve that transport.
     pub fn address(&self, scenario: &Scenario) -> Option<String> {
-        match scenario.is_web_socket {
-            false => Some(self.tcp.clone()),
-            true => self.ws.clone(),
-        }
+        if scenario.is_web_socket { self.ws.clone() } else { Some(self.tcp.clone()) }
     }
 
     /// Roles and process ids: `gateway`, `worker`, `nats-server`; Go's frontend and backend have the same roles.
