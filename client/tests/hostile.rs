@@ -25,8 +25,13 @@ fn server_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop_oneof![packet, frame, noise], 0..12).prop_map(|parts| parts.concat())
 }
 
+/// How many times the usual cases are run; `./dev fuzz` raises it.
+fn factor() -> u32 {
+    std::env::var("FUZZ_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500 * factor(), ..ProptestConfig::default() })]
 
     #[test]
     fn framing_never_panics_and_pieces_make_no_difference(

@@ -55,8 +55,13 @@ fn message_like() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// How many times the usual cases are run; `./dev fuzz` raises it.
+fn factor() -> u32 {
+    std::env::var("FUZZ_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000 * factor(), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_bytes_are_judged_alike(bytes in vec(any::<u8>(), 0..64)) {

@@ -28,7 +28,7 @@ const INPUT_BYTES_MAX: usize = 512;
 fn fuzz<S: Strategy>(strategy: S, check: impl Fn(S::Value) -> Result<(), TestCaseError>) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("FUZZ_SEED").unwrap_or(SEED_DEFAULT);
-    let cases = number("FUZZ_CASES").map_or(CASES_DEFAULT, |cases| cases as u32);
+    let cases = CASES_DEFAULT * number("FUZZ_FACTOR").map_or(1, |factor| factor as u32);
     let config = Config {
         cases,
         rng_algorithm: RngAlgorithm::ChaCha,
@@ -37,7 +37,7 @@ fn fuzz<S: Strategy>(strategy: S, check: impl Fn(S::Value) -> Result<(), TestCas
         ..Config::default()
     };
     if let Err(failure) = TestRunner::new(config).run(&strategy, check) {
-        panic!("with FUZZ_SEED={seed} FUZZ_CASES={cases}: {failure}");
+        panic!("with FUZZ_SEED={seed}, {cases} cases: {failure}");
     }
 }
 

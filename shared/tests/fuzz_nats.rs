@@ -144,8 +144,13 @@ fn observe<'a>(
     (seen, client.state(), out, error)
 }
 
+/// How many times the usual cases are run; `./dev fuzz` raises it.
+fn factor() -> u32 {
+    std::env::var("FUZZ_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 400 * factor(), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_bytes_never_make_the_parser_panic(bytes in vec(any::<u8>(), 0..300)) {
@@ -176,7 +181,7 @@ proptest! {
 
 // Each of these cases looks at every place where its stream can be cut.
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 60 * factor(), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_stream_of_which_a_part_is_missing_is_read_as_far_as_it_goes(

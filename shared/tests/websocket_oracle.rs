@@ -208,9 +208,18 @@ fn mutate(bytes: &mut Vec<u8>, mutation: &Mutation) {
     }
 }
 
+/// How many times the usual cases are run; `./dev fuzz` raises it.
+fn factor() -> u32 {
+    std::env::var("FUZZ_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 fn config(cases: u32) -> ProptestConfig {
     // A failing input is printed whole after shrinking; files with seeds would add nothing.
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: cases * factor(),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

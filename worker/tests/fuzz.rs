@@ -77,8 +77,13 @@ prop_compose! {
     }
 }
 
+/// How many times the usual cases are run; `./dev fuzz` raises it.
+fn factor() -> u32 {
+    std::env::var("FUZZ_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(300 * factor()))]
 
     #[test]
     fn every_request_is_answered_once(
