@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::go;
 use crate::nats::encoder::put_number;
 
 /// The parts of the metadata that never change in a process, encoded once.
@@ -25,12 +26,12 @@ impl MetadataPrefix {
     /// this process from all others.
     pub fn new(peer_id: &str, peer_service: &str, request_id: &str) -> Self {
         let mut head = b"{\"peer.id\":\"".to_vec();
-        escape_json(peer_id, &mut head);
+        go::escape_json(peer_id, &mut head);
         head.extend_from_slice(b"\",\"peer.service\":\"");
-        escape_json(peer_service, &mut head);
+        go::escape_json(peer_service, &mut head);
         head.extend_from_slice(b"\",\"req-route\":\"");
         let mut id = b"\",\"request.id\":\"".to_vec();
-        escape_json(request_id, &mut id);
+        go::escape_json(request_id, &mut id);
         Self { head, request_id: id }
     }
 }
@@ -57,11 +58,11 @@ pub struct MetadataFields<'a> {
 /// ```
 pub fn encode_metadata(fields: &MetadataFields<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(&fields.prefix.head);
-    escape_json(fields.route, out);
+    go::escape_json(fields.route, out);
     out.extend_from_slice(b"\",\"req-start-time\":");
     put_number::<10>(fields.start_ns, out);
     out.extend_from_slice(b",\"reqTimeout\":\"");
-    escape_json(fields.timeout, out);
+    go::escape_json(fields.timeout, out);
     out.extend_from_slice(&fields.prefix.request_id);
     put_number::<36>(fields.request_number, out);
     out.extend_from_slice(b"\"}");
@@ -77,54 +78,9 @@ pub fn decode_timeout(metadata: &[u8], default: Duration) -> Duration {
     }
     serde_json::from_slice::<Timeout<'_>>(metadata)
         .ok()
-        .and_then(|metadata| parse_duration(&metadata.timeout))
+        .and_then(|metadata| go::go_duration::parse(&metadata.timeout).ok())
         .filter(|timeout| !timeout.is_zero())
         .unwrap_or(default)
-}
-
-/// Escapes what must be escaped inside a JSON string; readers accept any form of it.
-fn escape_json(text: &str, out: &mut Vec<u8>) {
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..0x20 => {
-                out.extend_from_slice(b"\\u00");
-                out.push(b'0' + (byte >> 4));
-                put_number::<16>(u64::from(byte & 0xf), out);
-            }
-            _ => out.push(byte),
-        }
-    }
-}
-
-/// A Go duration that is not negative: decimal numbers with units, one after the other, or a bare 0.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut seconds = 0.0;
-    loop {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, behind) = rest.split_at_checked(digits)?;
-        let unit_bytes =
-            behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
-        let (unit, next) = behind.split_at_checked(unit_bytes)?;
-        let unit_seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * unit_seconds;
-        rest = next;
-        if rest.is_empty() {
-            return Duration::try_from_secs_f64(seconds).ok();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub use table::ServerTable;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::go;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use thiserror::Error;
@@ -111,22 +112,22 @@ impl Server {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(128 + self.metadata.len() * 32);
         out.extend_from_slice(b"{\"id\":");
-        encode_text(&self.id, &mut out);
+        go::quote_json(&self.id, &mut out);
         out.extend_from_slice(b",\"type\":");
-        encode_text(&self.server_type, &mut out);
+        go::quote_json(&self.server_type, &mut out);
         out.extend_from_slice(b",\"metadata\":{");
         for (index, (key, value)) in self.metadata.iter().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
-            encode_text(key, &mut out);
+            go::quote_json(key, &mut out);
             out.push(b':');
-            encode_text(value, &mut out);
+            go::quote_json(value, &mut out);
         }
         out.extend_from_slice(b"},\"frontend\":");
         out.extend_from_slice(if self.frontend { b"true" } else { b"false" });
         out.extend_from_slice(b",\"hostname\":");
-        encode_text(&self.hostname, &mut out);
+        go::quote_json(&self.hostname, &mut out);
         out.push(b'}');
         out
     }
@@ -232,33 +233,6 @@ fn read_metadata(value: Value, metadata: &mut BTreeMap<String, String>) {
         };
         metadata.insert(key, text);
     }
-}
-
-/// A JSON string with the escapes that Go's encoder chooses: the five characters that matter inside HTML and
-/// JavaScript are escaped as well.
-fn encode_text(text: &str, out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    out.push(b'"');
-    let mut character_bytes = [0; 4];
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend_from_slice(&[b'\\', character as u8]),
-            '\n' => out.extend_from_slice(b"\\n"),
-            '\r' => out.extend_from_slice(b"\\r"),
-            '\t' => out.extend_from_slice(b"\\t"),
-            '\u{8}' => out.extend_from_slice(b"\\b"),
-            '\u{c}' => out.extend_from_slice(b"\\f"),
-            '\u{2028}' => out.extend_from_slice(b"\\u2028"),
-            '\u{2029}' => out.extend_from_slice(b"\\u2029"),
-            '\0'..='\u{1f}' | '<' | '>' | '&' => {
-                let code = character as usize;
-                out.extend_from_slice(b"\\u00");
-                out.extend_from_slice(&[HEX[code >> 4 & 0xf], HEX[code & 0xf]]);
-            }
-            _ => out.extend_from_slice(character.encode_utf8(&mut character_bytes).as_bytes()),
-        }
-    }
-    out.push(b'"');
 }
 
 #[cfg(test)]

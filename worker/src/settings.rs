@@ -39,7 +39,7 @@ impl Settings {
         Ok(Self {
             own,
             nats: nats(config, name),
-            discovery: discovery(config),
+            discovery: DiscoveryOptions::new(config),
             limits,
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
             exporter,
@@ -99,22 +99,6 @@ fn nats(config: &Config, name: String) -> NatsSettings {
         credentials: text("pitaya.nats.credentials"),
         tls_ca: path("pitaya.nats.tls.ca"),
         tls_identity: path("pitaya.nats.tls.cert").zip(path("pitaya.nats.tls.key")),
-    }
-}
-
-fn discovery(config: &Config) -> DiscoveryOptions {
-    DiscoveryOptions {
-        endpoints: config.list("pitaya.cluster.sd.etcd.endpoints"),
-        user: config.string("pitaya.cluster.sd.etcd.user").to_owned(),
-        password: config.secret("pitaya.cluster.sd.etcd.pass").reveal().to_owned(),
-        prefix: config.string("pitaya.cluster.sd.etcd.prefix").to_owned(),
-        dial_timeout: config.duration("pitaya.cluster.sd.etcd.dialtimeout"),
-        lease_ttl: config.duration("pitaya.cluster.sd.etcd.heartbeat.ttl"),
-        sync_interval: config.duration("pitaya.cluster.sd.etcd.syncservers.interval"),
-        revoke_timeout: config.duration("pitaya.cluster.sd.etcd.revoke.timeout"),
-        shutdown_delay: config.duration("pitaya.cluster.sd.etcd.shutdown.delay"),
-        blacklist: config.list("pitaya.cluster.sd.etcd.servertypesblacklist"),
-        ..DiscoveryOptions::default()
     }
 }
 

@@ -6,7 +6,6 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -282,28 +281,7 @@ fn cluster(
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery: discovery_options(config), own })
-}
-
-/// The settings of service discovery, for gateways.
-fn discovery_options(config: &Config) -> DiscoveryOptions {
-    let key = |name: &str| format!("pitaya.cluster.sd.etcd.{name}");
-    DiscoveryOptions {
-        endpoints: config.list(&key("endpoints")),
-        user: config.string(&key("user")).to_owned(),
-        password: config.secret(&key("pass")).reveal().to_owned(),
-        prefix: config.string(&key("prefix")).to_owned(),
-        dial_timeout: config.duration(&key("dialtimeout")),
-        lease_ttl: config.duration(&key("heartbeat.ttl")),
-        sync_interval: config.duration(&key("syncservers.interval")),
-        revoke_timeout: config.duration(&key("revoke.timeout")),
-        shutdown_delay: config.duration(&key("shutdown.delay")),
-        blacklist: config.list(&key("servertypesblacklist")),
-        retry_interval_max: config
-            .duration(&key("grantlease.retryinterval"))
-            .min(Duration::from_secs(2)),
-        ..DiscoveryOptions::default()
-    }
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery: DiscoveryOptions::new(config), own })
 }
 
 fn nats_auth(config: &Config) -> Result<Auth, String> {

@@ -130,7 +130,7 @@ impl Reactor {
         self.closings = closings;
     }
 
-    fn close(&mut self, token: Token) {
+    pub(super) fn close(&mut self, token: Token) {
         if let Some(Occupant::Client(mut connection)) = self.connections.remove(token) {
             self.driver.close(token);
             connection.client.outbox.release(&mut self.core.pool);

@@ -118,7 +118,7 @@ impl Reactor {
                     Err(_) if connection.client.freezing.is_some() => 0,
                     Err(_) => {
                         self.core.pool.give(buffer);
-                        self.end(token, CloseReason::IoError);
+                        self.handle_broken(token);
                         return;
                     }
                 };
@@ -149,15 +149,12 @@ impl Reactor {
             Some(Occupant::Client(connection)) if connection.client.freezing.is_some() => {}
             Some(Occupant::Client(connection)) => {
                 connection.client.ending.handle_peer_done();
-                if connection.client.ending.closing().is_some() {
+                if error.is_some() {
+                    self.handle_broken(token);
+                } else if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 } else {
-                    let reason = if error.is_some() {
-                        CloseReason::IoError
-                    } else {
-                        CloseReason::PeerClosed
-                    };
-                    self.end(token, reason);
+                    self.end(token, CloseReason::PeerClosed);
                 }
             }
             Some(Occupant::Bus(bus)) => {
@@ -165,6 +162,17 @@ impl Reactor {
                 self.handle_bus_ended(bus, error);
             }
             _ => {}
+        }
+    }
+
+    /// A client's socket failed. An end that is under way has nothing to wait for then: what is unsent stays unsent,
+    /// and its descriptor would be held for the rest of the write deadline.
+    fn handle_broken(&mut self, token: Token) {
+        let connection = self.connections.at(token);
+        if connection.is_some_and(|connection| connection.client.ending.closing().is_some()) {
+            self.close(token);
+        } else {
+            self.end(token, CloseReason::IoError);
         }
     }
 }

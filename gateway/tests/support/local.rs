@@ -71,12 +71,41 @@ pub(crate) fn app() -> App {
             }
             Ok(Done { code: 200 })
         })
+        .on("test.noise", async |session: Session, flood: Flood| -> Result<Done> {
+            if session.uid().is_none() {
+                session.bind(&session.id().to_string()).await?;
+            }
+            // Of a kind that compression does not shorten.
+            let noise: Vec<u8> = (0..flood.size).map(|_| fastrand::u8(..)).collect();
+            for number in 0..flood.n as u64 {
+                let mut body = number.to_be_bytes().to_vec();
+                body.extend(noise.iter().skip(body.len()));
+                let body = bytes::Bytes::from(body);
+                // The way to the gateway is bounded; when it is full this waits for its turn.
+                for _ in 0..1_000 {
+                    if session.push("onNoise", &body).await.is_ok() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            Ok(Done { code: 200 })
+        })
         .on("test.fail", async |_: Session| -> Result<Done> { bail!("GAME-1", "as asked") })
         .on("test.notify", async |_: bytes::Bytes| {})
 }
 
 /// A gateway on free ports with these settings on top of the defaults.
 pub(crate) fn start(driver: &str, settings: &[(&str, &str)]) -> Gateway {
+    start_changed(driver, settings, |_| {})
+}
+
+/// The same, with something in its plan that no setting expresses.
+pub(crate) fn start_changed(
+    driver: &str,
+    settings: &[(&str, &str)],
+    change: impl FnOnce(&mut Plan),
+) -> Gateway {
     let mut all: Vec<(String, String)> = vec![
         ("pitaya.gateway.tcp".into(), "127.0.0.1:0".into()),
         ("pitaya.gateway.ws".into(), "127.0.0.1:0".into()),
@@ -87,7 +116,8 @@ pub(crate) fn start(driver: &str, settings: &[(&str, &str)]) -> Gateway {
     all.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     let config =
         Config::load(Binary::Gateway, None, std::iter::empty(), &all).expect("good settings");
-    let plan = Plan::new(&config, Some(app())).expect("a good plan");
+    let mut plan = Plan::new(&config, Some(app())).expect("a good plan");
+    change(&mut plan);
     Gateway::start(plan, Commands::new()).expect("the gateway starts")
 }
 

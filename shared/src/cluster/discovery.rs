@@ -20,6 +20,7 @@ use super::follower::{Follower, Link, Store};
 use super::registration::{OwnKey, Phase, Registration, Target};
 use super::retry::Retry;
 use super::table_builder::TableBuilder;
+use crate::config::Config;
 use crate::server::{Server, ServerError, ServerTable};
 
 pub use super::table_builder::ServerEvent;
@@ -78,6 +79,26 @@ impl Default for DiscoveryOptions {
             blacklist: Vec::new(),
             retry_interval_max: Duration::from_secs(2),
             store_lost_grace: Duration::from_secs(60),
+        }
+    }
+}
+
+impl DiscoveryOptions {
+    /// What the configuration says.
+    pub fn new(config: &Config) -> Self {
+        let key = |name: &str| format!("pitaya.cluster.sd.etcd.{name}");
+        Self {
+            endpoints: config.list(&key("endpoints")),
+            user: config.string(&key("user")).to_owned(),
+            password: config.secret(&key("pass")).reveal().to_owned(),
+            prefix: config.string(&key("prefix")).to_owned(),
+            dial_timeout: config.duration(&key("dialtimeout")),
+            lease_ttl: config.duration(&key("heartbeat.ttl")),
+            sync_interval: config.duration(&key("syncservers.interval")),
+            revoke_timeout: config.duration(&key("revoke.timeout")),
+            shutdown_delay: config.duration(&key("shutdown.delay")),
+            blacklist: config.list(&key("servertypesblacklist")),
+            ..Self::default()
         }
     }
 }

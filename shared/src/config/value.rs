@@ -4,49 +4,14 @@
 //! is ever shown.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use super::check::{check_addresses, check_dictionary, check_text, check_urls, split_list};
 use super::custom::CustomMetric;
 use super::key::Kind;
 use crate::go::go_duration;
-
-/// A text that neither `Debug` nor `Display` shows.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself; for the one place that sends it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, formatter)
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.is_empty() { "" } else { MASK })
-    }
-}
-
-/// What stands in the place of a secret.
-pub(super) const MASK: &str = "***";
+pub(super) use crate::secret::MASK;
+pub use crate::secret::Secret;
 
 /// What a source says, before it is checked.
 #[derive(Debug, Clone)]

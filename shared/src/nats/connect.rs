@@ -3,35 +3,12 @@
 //! Not the address (see [`super::url`]) and not the course of a connection (see [`super::client`]). Secrets are
 //! masked in `Debug`; no error contains one.
 
-use std::fmt;
-
 use nkeys::KeyPair;
 use serde::Serialize;
 
 use super::info::ServerInfo;
 use super::url::NatsUrl;
-
-/// Text that must not be shown. `Debug` masks it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the text in.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one place that needs it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
+pub use crate::secret::Secret;
 
 /// How a client proves who it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

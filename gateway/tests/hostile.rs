@@ -1,0 +1,41 @@
+//! What a gateway on the open internet has to take: attacks on a standalone gateway, on both drivers.
+//!
+//! One module a family of attacks. In all of them well-behaved clients play on the attacked gateway meanwhile and must
+//! be answered without exception, and afterwards the process must hold no socket more than before (field.rs).
+//! What needs limits of descriptors, the log or the memory of a process attacks the `gateway` binary (process.rs).
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, in its helpers too")]
+
+#[path = "hostile/accounting.rs"]
+mod accounting;
+#[path = "hostile/deadlines.rs"]
+mod deadlines;
+#[path = "hostile/faults.rs"]
+mod faults;
+#[path = "hostile/field.rs"]
+mod field;
+#[path = "hostile/floods.rs"]
+mod floods;
+#[path = "hostile/frames.rs"]
+mod frames;
+#[path = "hostile/framing.rs"]
+mod framing;
+#[path = "hostile/handshakes.rs"]
+mod handshakes;
+#[path = "hostile/identity.rs"]
+mod identity;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/local.rs"]
+mod local;
+#[path = "hostile/messages.rs"]
+mod messages;
+#[path = "hostile/process.rs"]
+mod process;
+#[path = "hostile/readers.rs"]
+mod readers;
+#[path = "hostile/resources.rs"]
+mod resources;
+#[path = "hostile/routes.rs"]
+mod routes;
+#[path = "hostile/upgrades.rs"]
+mod upgrades;

@@ -1,0 +1,165 @@
+//! The field of an attack: a gateway for each driver, well-behaved clients on it, and the count of its sockets.
+//!
+//! Attacks of one process take turns, because the sockets of the process are counted.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use client::raw::RawClient;
+use gateway::control::plan::Plan;
+use gateway::gateway::Gateway;
+
+use crate::local::{self, DRIVERS};
+
+/// Longer than anything here takes, even on a machine with other work.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+/// Between two requests of a well-behaved client: it must not be a flood itself.
+const PACE: Duration = Duration::from_millis(5);
+/// Fewer answers to a well-behaved client prove nothing; a short attack is waited out for them.
+const ANSWERS_MIN: u64 = 3;
+
+static TURN: Mutex<()> = Mutex::new(());
+
+/// One attacked gateway.
+pub(crate) struct Field {
+    gateway: Gateway,
+}
+
+impl Field {
+    /// Where TCP clients connect.
+    pub(crate) fn tcp_address(&self) -> SocketAddr {
+        local::tcp(&self.gateway)
+    }
+
+    /// Where WebSocket clients connect.
+    pub(crate) fn ws_address(&self) -> SocketAddr {
+        local::ws(&self.gateway)
+    }
+
+    /// Where its metrics are.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.gateway.addresses().admin[0]
+    }
+
+    /// A fresh TCP connection.
+    pub(crate) fn tcp(&self) -> RawClient {
+        patient(RawClient::connect_tcp(self.tcp_address()).unwrap())
+    }
+
+    /// A fresh WebSocket connection.
+    pub(crate) fn ws(&self) -> RawClient {
+        patient(RawClient::connect_ws(self.ws_address(), "/?token=secret").unwrap())
+    }
+
+    /// One of each, without a handshake.
+    pub(crate) fn fresh(&self) -> [RawClient; 2] {
+        [self.tcp(), self.ws()]
+    }
+
+    /// One of each, ready for requests.
+    pub(crate) fn established(&self) -> [RawClient; 2] {
+        let mut clients = self.fresh();
+        for client in &mut clients {
+            client.establish().unwrap();
+        }
+        clients
+    }
+}
+
+fn patient(mut client: RawClient) -> RawClient {
+    client.set_timeout(LONG);
+    client
+}
+
+/// Attacks a gateway on each driver, both at once, while clients play on them.
+///
+/// Panics when the attack does, when a well-behaved client misses an answer, when sockets are left, or when the gateway
+/// does not serve afterwards.
+pub(crate) fn under_attack(settings: &[(&str, &str)], attack: impl Fn(&Field) + Sync) {
+    under_attack_of(settings, |_| {}, attack);
+}
+
+/// The same, on gateways whose plan was changed.
+pub(crate) fn under_attack_of(
+    settings: &[(&str, &str)],
+    change: impl Fn(&mut Plan),
+    attack: impl Fn(&Field) + Sync,
+) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // One reactor: whatever an attack holds up, it holds up for the well-behaved clients too.
+    let mut all = vec![("pitaya.gateway.threads", "1")];
+    all.extend_from_slice(settings);
+    let fields =
+        DRIVERS.map(|driver| Field { gateway: local::start_changed(driver, &all, &change) });
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let good = fields.each_ref().map(Field::established);
+        let sockets_before = sockets();
+        let good = good.into_iter().flatten().map(|client| scope.spawn(|| play(client, &is_over)));
+        let good: Vec<_> = good.collect();
+        let attacks = fields.each_ref().map(|field| scope.spawn(|| attack(field)));
+        let outcomes = attacks.map(thread::ScopedJoinHandle::join);
+        let is_good = outcomes.iter().all(Result::is_ok);
+        let left = if is_good { sockets_left(sockets_before) } else { 0 };
+        is_over.store(true, Ordering::Relaxed);
+        for client in good {
+            let answers = client.join().unwrap();
+            assert!(answers >= ANSWERS_MIN, "a well-behaved client got {answers} answers only");
+        }
+        for outcome in outcomes {
+            outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        assert_eq!(left, 0, "sockets are left after the attack");
+    });
+    for field in fields {
+        for mut client in field.established() {
+            assert_eq!(client.request("room.test.echo", b"after").unwrap().payload, b"after");
+        }
+        field.gateway.stop();
+    }
+}
+
+/// Asks and is answered until the attack is over; returns how often.
+fn play(mut client: RawClient, is_over: &AtomicBool) -> u64 {
+    let mut answers = 0u64;
+    while answers < ANSWERS_MIN || !is_over.load(Ordering::Relaxed) {
+        let answer = client.request("room.test.echo", &answers.to_be_bytes()).unwrap();
+        assert!(!answer.is_error && answer.payload == answers.to_be_bytes(), "{}", answer.text());
+        answers += 1;
+        thread::sleep(PACE);
+    }
+    answers
+}
+
+/// How many sockets there are above `before` when all closes had their time.
+fn sockets_left(before: usize) -> usize {
+    let deadline = Instant::now() + LONG;
+    while sockets() > before && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(20));
+    }
+    sockets().saturating_sub(before)
+}
+
+/// Descriptors of this process that are sockets.
+fn sockets() -> usize {
+    let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+}
+
+/// Waits until `is_so`, with a generous deadline.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends a connection with a reset.
+pub(crate) fn reset(socket: &TcpStream) {
+    socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
+}

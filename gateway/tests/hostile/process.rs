@@ -1,0 +1,99 @@
+//! A `gateway` process with the demo, for attacks on what a process has: descriptors, log, memory.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::field::eventually;
+
+/// A running process, killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    directory: TempDir,
+    /// Where TCP clients connect.
+    pub tcp: SocketAddr,
+    /// Where WebSocket clients connect.
+    pub ws: SocketAddr,
+}
+
+impl Process {
+    /// Starts a gateway that may hold this many descriptors.
+    pub(crate) fn start(driver: &str, descriptors: u32, settings: &[&str]) -> Self {
+        let directory = TempDir::new().unwrap();
+        let ports = directory.path().join("ports");
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!(r#"ulimit -n {descriptors} && exec "$0" "$@""#));
+        command.arg(env!("CARGO_BIN_EXE_gateway"));
+        command.args([
+            "--demo",
+            "--test-routes",
+            "--tcp",
+            "127.0.0.1:0",
+            "--ws",
+            "127.0.0.1:0",
+            "--threads",
+            "1",
+        ]);
+        command.arg("--ports-file").arg(&ports);
+        let driver = format!("pitaya.gateway.driver={driver}");
+        for setting in ["pitaya.admin.listen=127.0.0.1:0", &driver].iter().chain(settings) {
+            command.args(["--set", setting]);
+        }
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut started = Self {
+            child,
+            directory,
+            tcp: SocketAddr::from(([0; 4], 0)),
+            ws: SocketAddr::from(([0; 4], 0)),
+        };
+        eventually("the gateway serves", || {
+            assert!(started.child.try_wait().unwrap().is_none(), "{}", started.log());
+            ports.exists()
+        });
+        let ports: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&ports).unwrap()).unwrap();
+        started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
+        started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
+        started
+    }
+
+    fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
+    }
+
+    /// Everything that it has logged.
+    pub(crate) fn log(&self) -> String {
+        let bytes = std::fs::read(self.directory.path().join("log")).unwrap();
+        String::from_utf8(bytes).expect("the log is UTF-8")
+    }
+
+    /// Resident memory, bytes.
+    pub(crate) fn resident_bytes(&self) -> usize {
+        let statistics = std::fs::read_to_string(self.proc("statm")).unwrap();
+        let pages: usize = statistics.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * rustix::param::page_size()
+    }
+
+    /// Processor time used, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let statistics = std::fs::read_to_string(self.proc("stat")).unwrap();
+        let behind_name = statistics.rsplit(") ").next().unwrap();
+        behind_name.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Descriptors in use.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed then.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,138 @@
+//! What an attack may cost the process: descriptors, log, memory (hostile inputs 1, 2.2 and 2.3).
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use client::raw::RawClient;
+use shared::compression::Deflater;
+use shared::packet::PacketType;
+
+use crate::field::{LONG, eventually};
+use crate::local::DRIVERS;
+use crate::process::Process;
+
+fn established(process: &Process) -> RawClient {
+    let mut client = RawClient::connect_tcp(process.tcp).unwrap();
+    client.set_timeout(LONG);
+    client.establish().unwrap();
+    client
+}
+
+fn echo(client: &mut RawClient) {
+    assert_eq!(client.request("room.test.echo", b"x").unwrap().payload, b"x");
+}
+
+#[test]
+fn without_descriptors_accepting_rests_and_the_players_play_on() {
+    for driver in DRIVERS {
+        let process = Process::start(driver, 80, &[]);
+        let mut good = established(&process);
+        // All of these connect, in the kernel's queue at least.
+        let crowd: Vec<_> = (0..150).map(|_| TcpStream::connect(process.tcp).unwrap()).collect();
+        eventually("the descriptors are used up", || process.descriptors() >= 79);
+        let (ticks, since) = (process.cpu_ticks(), Instant::now());
+        while since.elapsed() < Duration::from_secs(2) {
+            echo(&mut good);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let used = process.cpu_ticks() - ticks;
+        assert!(used < 50, "{driver}: {used} of 200 ticks: it spins");
+        let lines = process.log().lines().filter(|line| line.contains("accept:")).count();
+        assert!(
+            (1..=5).contains(&lines),
+            "{driver}: {lines} lines in two seconds\n{}",
+            process.log()
+        );
+        drop(crowd);
+        let mut late = established(&process);
+        echo(&mut late);
+        echo(&mut good);
+    }
+}
+
+#[test]
+fn a_flood_of_bad_connections_is_no_flood_of_lines_and_quotes_nobody() {
+    for driver in DRIVERS {
+        let process =
+            Process::start(driver, 4_096, &["pitaya.log.level=debug", "pitaya.log.format=text"]);
+        let mut good = established(&process);
+        for round in 0..600 {
+            let mut bad = RawClient::connect_tcp(process.tcp).unwrap();
+            match round % 4 {
+                0 => bad.send_bytes(b"\xff\x1b[31mpainted\n").unwrap(),
+                1 => bad
+                    .send_packet(
+                        PacketType::Handshake,
+                        b"{\"sys\":{\"platform\":\"\x1b[31mpainted\n\"",
+                    )
+                    .unwrap(),
+                2 => bad.send_packet(PacketType::Data, b"painted").unwrap(),
+                _ => {
+                    bad.establish().unwrap();
+                    bad.send_packet(PacketType::Data, b"\x10\x07\x01apainted").unwrap();
+                }
+            }
+            // Waited for, so that the flood is one of ends and not of connections alone.
+            let _ = bad.read_to_close(LONG).unwrap();
+        }
+        let mut painter = established(&process);
+        for route in
+            ["a\u{1b}[31mpainted.b", "a.b\r\npainted", "a.painted\u{2028}.b", &"painted".repeat(36)]
+        {
+            assert!(painter.request(route, b"painted").unwrap().is_error);
+        }
+        painter.request("room.test.bind", br#"{"name":"\u001b[31mpainted\n"}"#).unwrap();
+        let web = RawClient::connect_ws(process.ws, "/painted?token=painted").unwrap();
+        drop(web);
+        echo(&mut good);
+        let log = process.log();
+        assert!(log.len() < 200_000, "{driver}: {} bytes of log", log.len());
+        assert!(!log.contains("painted"), "{driver}: {log}");
+        assert!(!log.contains('\u{1b}'), "{driver}: {log}");
+    }
+}
+
+#[test]
+fn memory_follows_what_arrived_and_not_what_was_announced_or_deflated() {
+    let bomb = Deflater::new().deflate(&vec![0; 60 << 20], 0).unwrap().to_vec();
+    let bomb = [b"\x10\x07\x0eroom.test.echo", &bomb[..]].concat();
+    for driver in DRIVERS {
+        let process = Process::start(driver, 4_096, &["pitaya.gateway.packet.maxbytes=16777215"]);
+        let mut good = established(&process);
+        echo(&mut good);
+        let before = process.resident_bytes();
+        let announced = [b"\x01\xff\xff\xff", &[b' '; 4_096][..]].concat();
+        let mut held: Vec<_> =
+            (0..200).map(|_| RawClient::connect_tcp(process.tcp).unwrap()).collect();
+        for client in &mut held {
+            client.send_bytes(&announced).unwrap();
+        }
+        for _ in 0..8 {
+            let mut bomber = established(&process);
+            bomber.send_packet(PacketType::Data, &bomb).unwrap();
+            bomber.expect_close(LONG).unwrap();
+        }
+        let grown = process.resident_bytes().saturating_sub(before);
+        assert!(
+            grown < 24 << 20,
+            "{driver}: {grown} bytes more for 800 KiB received and 8 MiB inflated"
+        );
+        drop(held);
+        echo(&mut good);
+    }
+}
+
+#[test]
+fn an_idle_session_costs_little_memory() {
+    const SESSIONS: usize = 1_000;
+    for driver in DRIVERS {
+        let process = Process::start(driver, 4_096, &[]);
+        let mut first: Vec<_> = (0..100).map(|_| established(&process)).collect();
+        let before = process.resident_bytes();
+        let idle: Vec<_> = (0..SESSIONS).map(|_| established(&process)).collect();
+        echo(&mut first[0]);
+        let grown = process.resident_bytes().saturating_sub(before);
+        assert!(grown < SESSIONS * 8_192, "{driver}: {} bytes a session", grown / SESSIONS);
+        drop(idle);
+    }
+}
