@@ -13,7 +13,8 @@ use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
 
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
-use crate::connection::{Binding, Connection};
+use crate::connection::{Binding, Client, Connection};
+use crate::connections::Connections;
 use crate::directory::{Directory, Place};
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
@@ -192,6 +193,42 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
     bus.reply(reply, wire::RESPONSE_NESTED_ACK);
 }
 
+/// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
+/// server complains of; anything else than a subscription for a bind under way is nothing to this function.
+pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
+    let subject = text.split('"').nth(1).filter(|_| text.starts_with(SUBSCRIPTION_REFUSED));
+    let Some(subject) = subject else { return };
+    let Turn { rules, core, bus, .. } = turn;
+    let mut is_meant = |proof: &Proof| match connections.find(proof.connection, proof.session) {
+        Some(Connection {
+            client: Client { binding: Binding::Proving { uid, .. }, .. }, ..
+        }) => rules.user_subjects(uid).iter().any(|own| own == subject),
+        _ => false,
+    };
+    for proof in bus.take_proofs(&mut is_meant) {
+        let Some(connection) = connections.find(proof.connection, proof.session) else { continue };
+        let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
+        if let Binding::Proving { uid, subscription } = binding {
+            core.directory.release(proof.session, &uid);
+            unsubscribe(subscription, bus);
+        }
+        bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));
+    }
+}
+
+/// How nats-server begins to say that a subscription is not permitted.
+const SUBSCRIPTION_REFUSED: &str = "Permissions Violation for Subscription to ";
+
+fn unsubscribe(subscription: u64, bus: &mut BusState) {
+    if let Carrier::Nats(lines) = &mut bus.carrier
+        && subscription > 0
+    {
+        encoder::unsubscribe(&mut lines.out, subscription, None);
+        encoder::unsubscribe(&mut lines.out, subscription + 1, None);
+        bus.subscriptions.remove(subscription);
+    }
+}
+
 /// Takes the uid from a session that ends, with its subscriptions; a bind under way fails.
 pub fn unbind(connection: &mut Connection, bus: &mut BusState, directory: &Directory) {
     let session = connection.client.session.id();
@@ -204,13 +241,7 @@ pub fn unbind(connection: &mut Connection, bus: &mut BusState, directory: &Direc
         }
     };
     directory.remove(session, &uid);
-    if let Carrier::Nats(lines) = &mut bus.carrier
-        && subscription > 0
-    {
-        encoder::unsubscribe(&mut lines.out, subscription, None);
-        encoder::unsubscribe(&mut lines.out, subscription + 1, None);
-        bus.subscriptions.remove(subscription);
-    }
+    unsubscribe(subscription, bus);
     for proof in bus.take_proofs(|proof| proof.connection == connection.token) {
         bus.reply(proof.reply, &session_not_found());
     }

@@ -292,6 +292,7 @@ fn walk(
             turn.core.meter.count(CoreCounter::NatsErrors);
             // What is fatal comes back as the error that ends the link.
             if !is_fatal {
+                calls::refused(text, connections, turn);
                 news.complaint.get_or_insert_with(|| text.into());
             }
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use async_nats::ConnectOptions;
 use gateway::gateway::{Commands, Gateway};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, NESTED_ACK, error_in};
 use crate::servers::Nats;
-use crate::world::{DRIVERS, World, error_of, free_address, http_get, tcp, until};
+use crate::world::{DRIVERS, GATE, SOON, World, error_of, free_address, http_get, tcp, until};
 
 /// Starts a gateway with these settings, and has one request served.
 fn check_served(world: &World, options: ConnectOptions, settings: &[(&str, &str)]) {
@@ -106,6 +106,42 @@ fn a_missing_permission_costs_the_request_and_not_the_connection() {
         gateway.stop();
     }
     assert!(backend.next_within(Duration::ZERO).is_none());
+}
+
+#[test]
+fn a_bind_fails_when_the_users_subjects_are_not_permitted() {
+    let users = r#"authorization { users = [
+        { user: gw, password: gw, permissions: { subscribe: { allow: [
+            "_INBOX.>", "pitaya/servers/connector/gate-1", "pitaya/connector/bindings",
+            "pitaya/connector/user/ann/push", "pitaya/connector/user/bob/push",
+            "pitaya/connector/user/bob/kick" ] } } }
+        { user: room, password: room }
+    ] }"#;
+    let world = World::over(Nats::start_configured(users));
+    let options = ConnectOptions::with_user_and_password("room".into(), "room".into());
+    let client = world.soon(options.connect(world.nats.url())).unwrap();
+    let backend = Backend::start(&world, "room-1", client);
+    for driver in DRIVERS {
+        let settings = [("pitaya.nats.user", "gw"), ("pitaya.nats.password", "gw")];
+        let gateway = world.gateway(driver, &settings);
+        for _ in 0..4 {
+            let mut client = tcp(&gateway);
+            let session = backend.session_id(&mut client);
+            // Neither subject, then one of the two.
+            for uid in ["eve", "ann"] {
+                let (code, text) = error_in(&backend.caller.bind(session, uid));
+                assert_eq!(code, "PIT-000", "{driver}");
+                assert!(text.contains("Permissions Violation"), "{driver}: {text}");
+                let kick = proto::KickMsg { user_id: uid.into() };
+                let answer = backend.caller.call(GATE, "sys.kick", &kick);
+                assert_eq!(error_in(&answer).1, "session not found", "{driver}");
+            }
+            assert_eq!(&backend.caller.bind(session, "bob")[..], NESTED_ACK, "{driver}");
+            backend.caller.push("bob", b"x");
+            assert_eq!(client.read_push(SOON).unwrap().payload, b"x", "{driver}");
+        }
+        gateway.stop();
+    }
 }
 
 /// A NATS server with a certificate of its own making, and the file to trust it by.
