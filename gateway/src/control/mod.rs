@@ -58,7 +58,8 @@ pub struct Control {
     connector: Option<Connector>,
     discovery: Option<Discovery>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
-    moves: Vec<oneshot::Sender<usize>>,
+    /// Moves that are under way, by the reactor that gives its connections away.
+    moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
     stopped: usize,
 }
@@ -237,7 +238,7 @@ impl Control {
     fn move_connections(&mut self, from: usize, to: usize, done: oneshot::Sender<usize>) {
         let Some(mailbox) = self.mailboxes.get(from) else { return };
         if mailbox.send(Mail::MoveTo(to)).is_ok() {
-            self.moves.push(done);
+            self.moves.push((from, done));
         }
     }
 
@@ -262,8 +263,9 @@ impl Control {
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
             Report::Unlistened { .. } => {}
-            Report::Moved { connections } => {
-                if let Some(done) = self.moves.pop() {
+            Report::Moved { reactor, connections } => {
+                let asked = self.moves.iter().position(|(from, _)| *from == reactor);
+                if let Some((_, done)) = asked.map(|index| self.moves.remove(index)) {
                     // Whoever asked may have gone.
                     let _ = done.send(connections);
                 }

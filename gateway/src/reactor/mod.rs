@@ -75,6 +75,8 @@ pub enum Report {
     },
     /// The connections of this reactor live on another one now.
     Moved {
+        /// Which reactor gave them away.
+        reactor: usize,
         /// How many.
         connections: usize,
     },

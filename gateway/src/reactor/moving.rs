@@ -47,7 +47,7 @@ impl Reactor {
     pub(super) fn begin_move(&mut self, to: usize) {
         let is_possible = to != self.core.reactor && to < self.core.mailboxes.len();
         if self.moving.is_some() || self.move_wanted.is_some() || !is_possible {
-            self.report(Report::Moved { connections: 0 });
+            self.report(Report::Moved { reactor: self.core.reactor, connections: 0 });
             return;
         }
         self.move_wanted = Some(MoveWanted { to });
@@ -203,7 +203,7 @@ impl Reactor {
         for mail in deferred {
             self.handle_letter(mail);
         }
-        self.report(Report::Moved { connections });
+        self.report(Report::Moved { reactor: self.core.reactor, connections });
     }
 
     /// Makes the parcel, and points the process's indexes to where it goes.
