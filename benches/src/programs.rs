@@ -143,7 +143,7 @@ impl Program {
             if Instant::now() > deadline {
                 bail!("{}: no {what} after {PATIENCE:?}\n{}", self.name, self.log_end());
             }
-            thread::sleep(LOOK);
+            rest();
         }
     }
 
@@ -169,11 +169,16 @@ impl Drop for Program {
         }
         let deadline = Instant::now() + END_PATIENCE;
         while !self.has_ended() && Instant::now() < deadline {
-            thread::sleep(LOOK);
+            rest();
         }
         // Out of the list before it is waited for: afterwards the id may be another program's.
         running().remove(&id);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Between two looks at a program whose progress sends no signal.
+pub fn rest() {
+    thread::sleep(LOOK);
 }

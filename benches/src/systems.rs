@@ -7,14 +7,13 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use client::load::{self, LoadOptions};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::programs::{Program, find, free_ports, repository};
+use crate::programs::{Program, find, free_ports, repository, rest};
 use crate::run::load_options;
 use crate::scenario::{Compression, Scenario};
 
@@ -22,7 +21,7 @@ use crate::scenario::{Compression, Scenario};
 pub const GO_FOLDER_VARIABLE: &str = "DRAGONFRUIT_PITAYA_BIN_DIR";
 const GO_SERVER: &str = "pitaya-server";
 /// Requests that may fail until a frontend has seen its backend.
-const PROBES_MAX: usize = 200;
+const PROBES_MAX: usize = 1000;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -263,7 +262,7 @@ fn probed(mut system: System) -> Result<System> {
         for program in &mut system.programs {
             program.wait_for("the first answer", || Some(()))?;
         }
-        std::thread::sleep(Duration::from_millis(50));
+        rest();
     }
     Ok(system)
 }
