@@ -93,7 +93,7 @@ fn wrong_headers_are_refused() {
 #[test]
 fn a_header_over_its_limit_is_refused_on_its_front() {
     assert_eq!(decode(&v2(0x21, 0x11, &[0; REST_BYTES_MAX_V2 + 1])[..16]), Err(ProxyError));
-    assert_eq!(decode(&v2(0x21, 0x11, &[0; 65_535])[..16]), Err(ProxyError));
+    assert_eq!(decode(&v2(0x21, 0x11, &vec![0; 65_535])[..16]), Err(ProxyError));
     let line = [b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat();
     assert_eq!(decode(&line[..106]), Ok(None));
     assert_eq!(decode(&line[..107]), Err(ProxyError));
