@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
 use crate::admin::{Admin, AdminSources, Readiness};
@@ -44,6 +45,10 @@ impl Starting {
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
         let addresses = bind_all(&plan.ports, &mut listeners)?;
+        let is_browsed = !addresses.ws.is_empty() || !addresses.wss.is_empty();
+        if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
+            tracing::info!("pages of every origin may connect; pitaya.gateway.origins limits that");
+        }
         let directory = Arc::new(Directory::default());
         let local = application.is_some().then(|| {
             let rules = &plan.rules;

@@ -339,3 +339,22 @@ fn moves_between_reactors_lose_nothing_under_tls() {
         secured.expect_ends(CloseReason::IoError, 0);
     });
 }
+
+#[test]
+fn the_proxys_header_lies_in_front_of_tls() {
+    let settings =
+        [("pitaya.acceptor.proxyprotocol", "true"), ("pitaya.gateway.session.address", "true")];
+    on_both(&settings, |secured, identity| {
+        for header in ["PROXY TCP4 192.0.2.9 198.51.100.2 1 2\r\n", "PROXY UNKNOWN\r\n"] {
+            let mut client = RawClient::connect_tcp(secured.gateway.addresses().tls[0]).unwrap();
+            client.send_bytes(header.as_bytes()).unwrap();
+            let mut client = client.secure(identity.client(), tls::NAME).unwrap();
+            client.establish().unwrap();
+            let told = client.request("room.test.address", b"").unwrap().text();
+            let address = if header.contains('9') { "192.0.2.9" } else { "127.0.0.1" };
+            assert_eq!(told, format!(r#"["ipv4","{address}"]"#));
+        }
+        assert!(connect(secured.gateway.addresses().tls[0], &identity.client()).is_err());
+        secured.expect_ends(CloseReason::ProxyHeader, 1);
+    });
+}

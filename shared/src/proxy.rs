@@ -63,6 +63,12 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Source, usize)>, ProxyError> {
     }
 }
 
+/// Whether bytes that were refused as something else are the front of a header, from a proxy that was set up for one
+/// while we were not.
+pub fn looks_like_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(PREFIX_V1) || bytes.starts_with(SIGNATURE_V2)
+}
+
 /// Whether `bytes` are a front of `whole`, or begin with all of it.
 fn begins(bytes: &[u8], whole: &[u8]) -> bool {
     bytes.iter().zip(whole).all(|(ours, theirs)| ours == theirs)

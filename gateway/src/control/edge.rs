@@ -15,7 +15,7 @@ use crate::rules::{ProxyRules, TlsRules};
 use crate::tls::{CertificateFiles, Certificates, OldestVersion};
 use crate::wire::Protocol;
 
-/// Word of `pitaya.gateway.ws.origins` for pages of the host that the request itself names.
+/// Word of `pitaya.gateway.origins` for pages of the host that the request itself names.
 const SAME_HOST: &str = "same-host";
 
 /// Works out where clients are served. A certificate alone puts TLS on all ports; ports that are named for TLS leave
@@ -61,17 +61,8 @@ pub(super) fn tls(config: &Config, mistakes: &mut Vec<String>) -> Option<TlsRule
             _ => OldestVersion::Tls12,
         },
     };
-    match (files.certificate.as_os_str().is_empty(), files.key.as_os_str().is_empty()) {
-        (true, true) => return None,
-        (false, false) => {}
-        _ => {
-            mistakes.push(
-                "pitaya.gateway.tls.cert and pitaya.gateway.tls.key belong together; one of them is \
-                 missing"
-                    .to_owned(),
-            );
-            return None;
-        }
+    if files.certificate.as_os_str().is_empty() {
+        return None;
     }
     match Certificates::load(files) {
         Ok(certificates) => Some(TlsRules {
@@ -112,7 +103,7 @@ pub(super) fn told_address(config: &Config) -> ToldAddress {
 
 /// Which pages may connect.
 pub(super) fn origins(config: &Config) -> OriginPolicy {
-    let allowed = config.list("pitaya.gateway.ws.origins");
+    let allowed = config.list("pitaya.gateway.origins");
     match allowed.as_slice() {
         [] => OriginPolicy::Any,
         [word] if word == SAME_HOST => OriginPolicy::SameHost,

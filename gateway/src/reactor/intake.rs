@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use shared::agent::State;
 use shared::close::CloseReason;
 use shared::proxy::{self, Source};
 use shared::websocket::upgrade::RequestHead;
@@ -93,7 +94,9 @@ fn take_plain(
     let Connection { token, peer, wire, client, .. } = connection;
     let token = *token;
     let rules = turn.rules;
-    wire.handle_bytes(bytes, &rules.wire, &mut |found| match found {
+    let is_unexpected_header =
+        client.agent.state() == State::Start && proxy::looks_like_header(bytes);
+    let outcome = wire.handle_bytes(bytes, &rules.wire, &mut |found| match found {
         Found::Packet(packet) => forward::handle_packet(token, client, packet, turn),
         Found::Upgraded { answer, head } => {
             if let Some(address) = forwarded(head, peer.ip(), rules) {
@@ -122,7 +125,12 @@ fn take_plain(
             }
             Err(CloseReason::PeerClosed)
         }
-    })
+    });
+    match outcome {
+        // The reason that leads an operator to the mistake.
+        Err(_) if is_unexpected_header => Err(CloseReason::ProxyHeader),
+        other => other,
+    }
 }
 
 /// The client that a proxy at `from` speaks for in its HTTP headers, when it is to be believed.
