@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use shared::agent::State;
 use shared::close::CloseReason;
 use shared::proxy::{self, Source};
+use shared::websocket::frame;
 use shared::websocket::upgrade::RequestHead;
 
 use crate::connection::{Client, Connection};
@@ -105,6 +106,14 @@ fn take_plain(
             }
             let outcome = client.put_raw(answer, &mut turn.core.put(rules));
             client.is_web_socket = true;
+            turn.core.settle(token, client, Ok(()));
+            outcome
+        }
+        Found::Echo(kind, content) => {
+            let mut head = Vec::new();
+            frame::frame_head(kind, content.len(), None, &mut head);
+            client.put_raw(&head, &mut turn.core.put(rules))?;
+            let outcome = client.put_raw(content, &mut turn.core.put(rules));
             turn.core.settle(token, client, Ok(()));
             outcome
         }
