@@ -15,7 +15,7 @@ use gateway::gateway::Gateway;
 use crate::local::{self, DRIVERS};
 
 /// Longer than anything here takes, even on a machine with other work.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Between two requests of a well-behaved client: it must not be a flood itself.
 const PACE: Duration = Duration::from_millis(5);
 /// Fewer answers to a well-behaved client prove nothing; a short attack is waited out for them.
