@@ -9,6 +9,8 @@ mod endings;
 mod events;
 mod letters;
 mod moving;
+#[cfg(feature = "simulation")]
+pub mod stepping;
 mod ticks;
 
 use std::sync::Arc;
