@@ -156,6 +156,9 @@ impl Reactor {
         match occupant {
             Some(Occupant::Client(connection)) => {
                 moving.waiting -= 1;
+                if connection.entrance.is_handshaking() {
+                    self.core.tls_handshakes.end();
+                }
                 moving.connections.push((Connection::freeze(*connection, now_ms), socket));
             }
             Some(Occupant::Bus(bus)) => {
@@ -280,6 +283,9 @@ impl Reactor {
         };
         let is_closing = state.closing.is_some();
         let connection = Connection::resume(state, token, bus, &self.rules, self.core.now_ms);
+        if connection.entrance.is_handshaking() {
+            self.core.tls_handshakes.begin(token);
+        }
         self.connections.insert(token, Occupant::Client(Box::new(connection)));
         self.core.directory.place(session, Place { reactor: self.core.reactor, token });
         self.core.dirty.push(token);

@@ -14,7 +14,7 @@ use gateway::control::plan::Plan;
 use gateway::directory::Directory;
 use gateway::driver::Kind;
 use gateway::driver::memory::Network;
-use gateway::listener::Listener;
+use gateway::listener::{Listener, Security, Service};
 use gateway::mailbox::{Mail, Mailbox};
 use gateway::meter::Meters;
 use gateway::reactor::{Opened, Reactor, Report, Setup};
@@ -186,7 +186,8 @@ impl World {
                     Protocol::WebSocket => Transport::WebSocket,
                 };
                 self.listeners.push((number, transport));
-                listeners.push(Listener { socket, protocol });
+                let service = Service { protocol, security: Security::Plain };
+                listeners.push(Listener { socket, service });
             }
             assert!(mailbox.send(Mail::Listen(listeners)).is_ok());
         }
