@@ -10,6 +10,8 @@ mod events;
 mod intake;
 mod letters;
 mod moving;
+#[cfg(feature = "simulation")]
+pub mod stepping;
 mod ticks;
 
 use std::sync::Arc;

@@ -19,7 +19,7 @@ use crate::metrics;
 pub(crate) use crate::metrics::eventually;
 
 /// Longer than anything here takes, even on a machine with other work.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Between two requests of a well-behaved client: it must not be a flood itself.
 const PACE: Duration = Duration::from_millis(5);
 /// Fewer answers to a well-behaved client prove nothing; a short attack is waited out for them.
