@@ -205,7 +205,10 @@ impl TlsSession {
     ///
     /// Errors: the keys are worn out, after some 2^24 records at the earliest.
     pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), TlsEnd> {
-        out.append(&mut self.output);
+        if !self.output.is_empty() {
+            // Its room goes with it: an idle session keeps none.
+            out.append(&mut std::mem::take(&mut self.output));
+        }
         if self.stage != Stage::Established || plain.is_empty() {
             return Ok(());
         }
