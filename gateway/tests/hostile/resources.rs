@@ -144,7 +144,8 @@ fn attack(process: &Process, tls: SocketAddr, identity: &Identity, bomb: &[u8]) 
             // Half a packet, half a frame, fragments, or a bomb. The gateway may have closed already.
             let _ = match number % 5 {
                 0 => client.send_bytes(b"\x04\0\xff\xff half a packet"),
-                1 => client.send_bytes(&[&b"\x02\xfe\xff\xff\0\0\0\0"[..], &[7; 60_000]].concat()),
+                1 => client
+                    .send_bytes(&[&b"\x02\xfe\xff\xff\0\0\0\0"[..], &vec![7; 60_000]].concat()),
                 2 => client.send_bytes(&b"\0\x80\0\0\0\0".repeat(2_000)),
                 3 => client.send_packet(PacketType::Data, bomb),
                 _ => client.send_packet(PacketType::Handshake, &[b'['; 10_000]),
