@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shared::agent::State;
 use shared::close::CloseReason;
+use shared::metrics::CoreCounter;
 use shared::proxy::{self, Source};
 use shared::websocket::frame;
 use shared::websocket::upgrade::RequestHead;
@@ -69,6 +70,9 @@ fn take_sealed(
     let outcome = tls.handle_bytes(bytes, &mut plain);
     if was_handshaking && !tls.is_handshaking() {
         turn.core.tls_handshakes.end();
+        if tls.is_established() {
+            turn.core.meter.count(CoreCounter::TlsHandshakes);
+        }
     }
     if tls.has_output() {
         turn.core.settle(connection.token, &mut connection.client, Ok(()));
