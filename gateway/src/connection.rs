@@ -4,7 +4,7 @@
 //! nor touches the driver except to hand over its outbox. The invariant: once [`Connection::begin_close`] was called no
 //! packet is taken in and none is appended, so a kick is the last thing that a client sees.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use shared::agent::{Agent, AgentRules};
 use shared::close::CloseReason;
@@ -18,6 +18,7 @@ use shared::websocket::frame;
 
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
+use crate::limits::Seats;
 use crate::outbox::{BufferPool, Outbox};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
@@ -67,6 +68,8 @@ pub struct Client {
     pub is_dirty: bool,
     /// How far the end is.
     pub ending: Ending,
+    /// Places in the process's tables of addresses and users.
+    pub seats: Seats,
 }
 
 /// The cluster's side of a uid.
@@ -247,8 +250,14 @@ impl Connection {
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
+            seats: Seats::default(),
         };
         Self { token, peer, wire, client }
+    }
+
+    /// The address that limits and bans go by.
+    pub fn address(&self) -> IpAddr {
+        self.peer.ip()
     }
 
     /// Hands the turn's bytes to the driver.

@@ -10,7 +10,7 @@ use shared::close::CloseReason;
 use shared::config::{Config, CustomMetric};
 use shared::metrics::{
     CodeLabel, CoreCounter, CoreCounters, CoreGauge, CoreMetrics, DropReason, Exporter,
-    ExporterOptions, FailReason, LatencyTable, MetricError, ResponseType, RouteLabel,
+    ExporterOptions, FailReason, LatencyTable, LimitLabel, MetricError, ResponseType, RouteLabel,
 };
 use shared::server::ServerTable;
 
@@ -129,6 +129,11 @@ impl Meter {
     /// A connection ended.
     pub fn closed(&self, reason: CloseReason) {
         self.counters.closed(reason);
+    }
+
+    /// Something ran into a limit.
+    pub fn limited(&self, limit: LimitLabel) {
+        self.counters.limited(limit);
     }
 
     /// A request came in that can be answered.

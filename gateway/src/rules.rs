@@ -8,6 +8,7 @@ use shared::dictionary::Dictionary;
 use shared::error::Serializer;
 
 use crate::bus::targets::TargetLimits;
+use crate::limits::LimitRules;
 use crate::page::Pages;
 use crate::wire::WireLimits;
 
@@ -43,6 +44,10 @@ pub struct Rules {
     pub targets: TargetLimits,
     /// Connections of the process at most.
     pub connections_max: usize,
+    /// Limits that are counted for the whole process.
+    pub limits: LimitRules,
+    /// Whether a push without room is dropped, rather than its client closed.
+    pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
     /// The type that routes of the in-process application carry, in standalone mode.

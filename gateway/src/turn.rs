@@ -15,6 +15,7 @@ use crate::bus::{BusState, ReplyTo};
 use crate::connection::{Client, Payload, Put};
 use crate::directory::Directory;
 use crate::driver::Token;
+use crate::limits::Limits;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
@@ -26,6 +27,8 @@ pub struct Core {
     pub reactor: usize,
     /// Sessions and uids of the process.
     pub directory: Arc<Directory>,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
     /// The boxes of all reactors, by number.
     pub mailboxes: Arc<[Arc<Mailbox>]>,
     /// Buffers for sending.

@@ -26,6 +26,7 @@ use super::connector::NatsPlan;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::limits::LimitRules;
 use crate::listener;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
@@ -204,6 +205,8 @@ fn rules(
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
         pages: is_demo.then(Pages::demo),

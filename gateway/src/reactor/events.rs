@@ -9,6 +9,7 @@ use shared::metrics::CoreCounter;
 use shared::session::{IpVersion, Session};
 
 use super::Reactor;
+use super::admission::Refused;
 use crate::connection::{Connection, Origin};
 use crate::connections::Occupant;
 use crate::directory::Place;
@@ -35,34 +36,23 @@ impl Reactor {
         }
     }
 
-    fn handle_accepted(&mut self, listener: Token, socket: OwnedFd) {
-        let Some(Occupant::Listener(protocol)) = self.connections.occupant(listener) else {
-            return;
-        };
-        let protocol = *protocol;
-        self.core.meter.count(CoreCounter::Accepted);
-        if !self.core.directory.open(self.rules.connections_max) {
-            self.core.meter.closed(CloseReason::Overload);
-            self.end_log
-                .refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
-            return;
-        }
-        if let Err(error) = self.admit(protocol, socket) {
-            self.core.directory.closed();
-            self.core.meter.closed(CloseReason::IoError);
-            self.end_log.refused(self.core.now_ms, &error.to_string());
-        }
-    }
-
-    fn admit(&mut self, protocol: Protocol, socket: OwnedFd) -> io::Result<()> {
-        let peer = peer_of(&socket)?;
-        let token = self.driver.attach(socket)?;
+    /// Takes a connection in, unless its address has no place for it.
+    pub(super) fn admit(&mut self, protocol: Protocol, socket: OwnedFd) -> Result<(), Refused> {
+        let failed =
+            |error: io::Error| Refused { reason: CloseReason::IoError, cause: error.to_string() };
+        let peer = peer_of(&socket).map_err(failed)?;
+        let seat = self.seat(peer.ip()).map_err(|reason| Refused {
+            reason,
+            cause: format!("{}: {}", peer.ip(), reason.label()),
+        })?;
+        let token = self.driver.attach(socket).map_err(failed)?;
         let id = self.core.directory.next_session();
         let session = Session::new(id, IpVersion::from(peer.ip()));
         let origin = Origin { peer, bus: self.home };
         let wire = Wire::new(protocol);
-        let connection =
+        let mut connection =
             Connection::new(token, wire, session, &origin, &self.rules.agent, self.core.now_ms);
+        connection.client.seats.address = Some(seat);
         self.connections.insert(token, Occupant::Client(Box::new(connection)));
         self.core.directory.place(id, Place { reactor: self.core.reactor, token });
         Ok(())

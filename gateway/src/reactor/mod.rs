@@ -1,9 +1,10 @@
 //! The reactor: one pinned thread with its driver, its connections and its bus.
 //!
 //! A turn is: wait, handle every event and letter, then settle — ends, calls, one send a socket. What is where: events
-//! of sockets in events.rs, the bus's socket in buses.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
+//! of sockets in events.rs, the bus's socket in buses.rs, who is let in in admission.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
 //! connections in endings.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
 
+mod admission;
 mod buses;
 mod endings;
 mod events;
@@ -27,6 +28,7 @@ use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::directory::Directory;
 use crate::driver::{Chosen, Driver, DriverError, Kind, Options, Token};
+use crate::limits::Limits;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
@@ -95,6 +97,8 @@ pub struct Setup {
     pub rules: Arc<Rules>,
     /// Sessions and uids of the process.
     pub directory: Arc<Directory>,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
     /// The process's clock.
     pub clock: Clock,
     /// Which bus.
@@ -127,6 +131,8 @@ pub struct Reactor {
     ticks: usize,
     /// Unsent bytes of each slice of connections, as the last sweep found them.
     outbox_bytes: [usize; ticks::SLICES],
+    /// Whether the listeners rest until a limit has room again.
+    is_accepting_paused: bool,
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -187,6 +193,7 @@ impl Reactor {
         let core = Core {
             reactor: setup.reactor,
             directory: setup.directory,
+            limits: setup.limits,
             mailboxes,
             pool: BufferPool::default(),
             meter: setup.meter,
@@ -221,6 +228,7 @@ impl Reactor {
             next_tick_ms: now.ms,
             ticks: 0,
             outbox_bytes: [0; ticks::SLICES],
+            is_accepting_paused: false,
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,

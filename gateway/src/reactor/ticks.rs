@@ -32,6 +32,7 @@ impl Reactor {
             self.tick_link(bus);
         }
         self.poll_closings();
+        self.tick_accepting();
         self.tick_stop();
         if self.ticks.is_multiple_of(LEVEL_TICKS) {
             self.publish_levels();

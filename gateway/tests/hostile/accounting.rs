@@ -6,12 +6,13 @@ use std::net::TcpStream;
 
 use client::raw::RawClient;
 use shared::close::CloseReason;
+use shared::metrics::LimitLabel;
 use shared::packet::PacketType;
 
 use crate::field::{Field, LONG, eventually, reset, under_attack};
 
 /// The gateway's metrics as text.
-fn metrics(field: &Field) -> String {
+pub(crate) fn metrics(field: &Field) -> String {
     let mut socket = TcpStream::connect(field.admin_address()).unwrap();
     socket.set_read_timeout(Some(LONG)).unwrap();
     socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -21,14 +22,20 @@ fn metrics(field: &Field) -> String {
 }
 
 /// The sum of all series of this name whose labels contain `label`.
-fn value(metrics: &str, name: &str, label: &str) -> u64 {
+pub(crate) fn value(metrics: &str, name: &str, label: &str) -> u64 {
     let series = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
     series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
-fn closed_total(metrics: &str, reason: CloseReason) -> u64 {
+pub(crate) fn closed_total(metrics: &str, reason: CloseReason) -> u64 {
     let label = format!(r#"reason="{}""#, reason.label());
     value(metrics, "pitaya_acceptor_closed_total", &label)
+}
+
+/// How often a limit was run into.
+pub(crate) fn exceeded(field: &Field, limit: LimitLabel) -> u64 {
+    let label = format!(r#"limit="{}""#, limit.name());
+    value(&metrics(field), "pitaya_limits_exceeded_total", &label)
 }
 
 /// Ends a connection of each kind in one way, and says for which reason.
