@@ -70,6 +70,10 @@ pub struct Client {
     pub ending: Ending,
     /// Places in the process's tables of addresses and users.
     pub seats: Seats,
+    /// Bytes that the reactor's sum has for this connection.
+    pub buffered_bytes: usize,
+    /// Set while the client is not read from, because it does not read either.
+    pub is_reading_paused: bool,
 }
 
 /// The cluster's side of a uid.
@@ -119,6 +123,16 @@ impl Client {
         let is_compressed = payload.is_compressed;
         let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
         self.put_message(&head, payload.bytes, context)
+    }
+
+    /// Whether there is room for a push where pushes are dropped rather than their client closed. They leave a quarter
+    /// of the outbox to answers, which cannot be dropped.
+    pub fn has_room_for_push(&self, route: &str, payload: Payload<'_>, rules: &Rules) -> bool {
+        let is_compressed = payload.is_compressed;
+        let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
+        let body_bytes = message::head_bytes(&head, &rules.dictionary) + payload.bytes.len();
+        let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
+        self.outbox.has_room(framed_bytes, rules.outbox_bytes_max / 4 * 3)
     }
 
     /// Appends an error response. An id of 0 cannot be answered (client protocol 3.9), so nothing happens then.
@@ -212,7 +226,10 @@ impl Client {
         }
         let is_hopeless = matches!(
             reason,
-            CloseReason::WriteTimeout | CloseReason::OutboxLimit | CloseReason::IoError
+            CloseReason::WriteTimeout
+                | CloseReason::OutboxLimit
+                | CloseReason::MemoryLimit
+                | CloseReason::IoError
         );
         if self.is_web_socket && !is_hopeless && reason != CloseReason::PeerClosed {
             let out = self.outbox.prepare(context.pool);
@@ -251,6 +268,8 @@ impl Connection {
             is_dirty: false,
             ending: Ending::default(),
             seats: Seats::default(),
+            buffered_bytes: 0,
+            is_reading_paused: false,
         };
         Self { token, peer, wire, client }
     }
@@ -258,6 +277,11 @@ impl Connection {
     /// The address that limits and bans go by.
     pub fn address(&self) -> IpAddr {
         self.peer.ip()
+    }
+
+    /// Bytes held for this client: unsent ones, and parts of packets.
+    pub fn held_bytes(&self) -> usize {
+        self.client.outbox.unsent_bytes() + self.wire.partial_bytes()
     }
 
     /// Hands the turn's bytes to the driver.

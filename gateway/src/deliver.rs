@@ -8,7 +8,7 @@ use proto::Message;
 use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
 use shared::close::CloseReason;
 use shared::error::{Error, code};
-use shared::metrics::{CoreCounter, FailReason};
+use shared::metrics::{CoreCounter, FailReason, LimitLabel};
 use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
@@ -256,10 +256,15 @@ pub fn put_push(
         core.meter.count(CoreCounter::PushesDropped);
         return;
     };
-    core.meter.count(CoreCounter::Pushes);
     let client = &mut connection.client;
     client.last_route = core.meter.route(push.route);
     let payload = codec.pack(push.data, rules.compression_threshold_bytes);
+    if rules.is_push_dropped && !client.has_room_for_push(push.route, payload, rules) {
+        core.meter.count(CoreCounter::PushesDropped);
+        core.meter.limited(LimitLabel::Outbox);
+        return;
+    }
+    core.meter.count(CoreCounter::Pushes);
     let outcome = client.put_push(push.route, payload, &mut core.put(rules));
     core.settle(owner, client, outcome);
 }

@@ -31,6 +31,8 @@ pub struct Core {
     pub limits: Arc<Limits>,
     /// The boxes of all reactors, by number.
     pub mailboxes: Arc<[Arc<Mailbox>]>,
+    /// Bytes held for all clients of this reactor.
+    pub buffered_bytes: usize,
     /// Buffers for sending.
     pub pool: BufferPool,
     /// Counters of this core.

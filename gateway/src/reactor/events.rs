@@ -8,8 +8,8 @@ use shared::close::CloseReason;
 use shared::metrics::CoreCounter;
 use shared::session::{IpVersion, Session};
 
-use super::Reactor;
 use super::admission::Refused;
+use super::{Reactor, pressure};
 use crate::connection::{Connection, Origin};
 use crate::connections::Occupant;
 use crate::directory::Place;
@@ -86,6 +86,7 @@ impl Reactor {
             bus: &mut bus.state,
         };
         let outcome = take_in_guarded(connection, bytes, &mut turn);
+        pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         if let Err(reason) = outcome {
             self.end(token, reason);
         }
@@ -121,7 +122,8 @@ impl Reactor {
                 let sent = Sent { buffer, bytes, now_ms: self.core.now_ms };
                 let client = &mut connection.client;
                 client.outbox.handle_sent(token, &mut self.driver, &mut self.core.pool, sent);
-                if client.ending.closing().is_some() {
+                pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
+                if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! A turn is: wait, handle every event and letter, then settle — ends, calls, one send a socket. What is where: events
 //! of sockets in events.rs, the bus's socket in buses.rs, who is let in in admission.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
-//! connections in endings.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
+//! connections in endings.rs, slow clients and memory in pressure.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
 
 mod admission;
 mod buses;
@@ -10,6 +10,7 @@ mod endings;
 mod events;
 mod letters;
 mod moving;
+mod pressure;
 mod ticks;
 
 use std::sync::Arc;
@@ -133,6 +134,8 @@ pub struct Reactor {
     outbox_bytes: [usize; ticks::SLICES],
     /// Whether the listeners rest until a limit has room again.
     is_accepting_paused: bool,
+    /// When clients may be shed again.
+    next_shed_ms: u64,
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -195,6 +198,7 @@ impl Reactor {
             directory: setup.directory,
             limits: setup.limits,
             mailboxes,
+            buffered_bytes: 0,
             pool: BufferPool::default(),
             meter: setup.meter,
             now_ms: now.ms,
@@ -229,6 +233,7 @@ impl Reactor {
             ticks: 0,
             outbox_bytes: [0; ticks::SLICES],
             is_accepting_paused: false,
+            next_shed_ms: 0,
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,
@@ -287,9 +292,11 @@ impl Reactor {
         for token in dirty.drain(..) {
             if let Some(connection) = self.connections.at(token) {
                 connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
             }
         }
         self.core.dirty = dirty;
+        self.relieve();
     }
 
     /// Splits the reactor so that a handler can act on one connection.

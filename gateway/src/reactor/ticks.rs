@@ -45,6 +45,7 @@ impl Reactor {
             // Known for the whole process; one core tells it.
             bound: if self.core.reactor == 0 { self.core.directory.bound() } else { 0 },
             outbox_bytes: self.outbox_bytes.iter().sum(),
+            buffered_bytes: self.core.buffered_bytes,
             is_bus_ready: self.buses.get(self.home).is_some_and(|bus| bus.state.is_ready()),
             ..Levels::default()
         };
@@ -70,6 +71,9 @@ impl Reactor {
                 client.ending.ask();
                 core.ending.push((token, CloseReason::WriteTimeout));
                 continue;
+            }
+            if client.is_reading_paused {
+                client.agent.excuse_silence(core.now_ms);
             }
             match client.agent.poll_due(&rules.agent, core.now_ms) {
                 Some(Due::Close(reason)) => {

@@ -2,7 +2,7 @@
 //! connections are open or closed, and clients cannot make series.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use client::raw::RawClient;
 use shared::close::CloseReason;
@@ -13,7 +13,12 @@ use crate::field::{Field, LONG, eventually, reset, under_attack};
 
 /// The gateway's metrics as text.
 pub(crate) fn metrics(field: &Field) -> String {
-    let mut socket = TcpStream::connect(field.admin_address()).unwrap();
+    fetch(field.admin_address())
+}
+
+/// What the port for administrators has to say of metrics.
+pub(crate) fn fetch(admin: SocketAddr) -> String {
+    let mut socket = TcpStream::connect(admin).unwrap();
     socket.set_read_timeout(Some(LONG)).unwrap();
     socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
