@@ -70,7 +70,7 @@ pub fn handle_answer(
         }
     };
     let target = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
-    let released = turn.bus.targets.end(pending.target);
+    let released = turn.bus.targets.end(pending.target, turn.core.now_us);
     if is_undelivered {
         turn.bus.targets.suspect(pending.target, turn.core.now_ms);
         let server_type = target.as_ref().map_or("", |server| &server.server_type);

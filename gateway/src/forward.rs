@@ -266,6 +266,7 @@ fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Resu
         arrived_us: request.arrived_us,
         deadline_ms: request.deadline_ms,
         is_notify: request.is_notify,
+        place: 0,
     };
     match bus.targets.wait(request.server_type, waiting) {
         Ok(()) => {
@@ -410,6 +411,7 @@ fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
         arrived_us: pending.arrived_us,
         deadline_ms: pending.deadline_ms,
         is_notify: false,
+        place: 0,
     })
 }
 

@@ -203,6 +203,7 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
         limits: LimitRules::new(config, mistakes),

@@ -53,13 +53,6 @@ pub(super) fn forget(connection: &mut Connection, core: &mut Core) {
 }
 
 impl Reactor {
-    /// Counts anew what the client at `token` holds.
-    pub(super) fn follow_pressure(&mut self, token: Token) {
-        if let Some(connection) = self.connections.at(token) {
-            follow(connection, &self.rules, &mut self.core, &mut self.driver);
-        }
-    }
-
     /// Tells the process what this reactor holds, and sheds clients when it is too much; at the end of each turn.
     pub(super) fn relieve(&mut self) {
         let memory = &self.core.limits.memory;

@@ -129,7 +129,7 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
     for pending in overdue {
         let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
         let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
-        let released = turn.bus.targets.end(pending.target);
+        let released = turn.bus.targets.end(pending.target, turn.core.now_us);
         deliver::fail(&pending, FailReason::Timeout, &error, connections, turn);
         if let (Some(waiting), Some(server)) = (released, server) {
             deliver::send_waiting(&server.server_type, waiting, connections, turn);
