@@ -31,8 +31,12 @@ mod limits;
 mod local;
 #[path = "hostile/messages.rs"]
 mod messages;
+#[path = "support/metrics.rs"]
+mod metrics;
 #[path = "hostile/process.rs"]
 mod process;
+#[path = "hostile/proxies.rs"]
+mod proxies;
 #[path = "hostile/readers.rs"]
 mod readers;
 #[path = "hostile/resources.rs"]

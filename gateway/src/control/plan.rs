@@ -20,14 +20,15 @@ use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
 use shared::server::Server;
 use shared::websocket::frame::FrameLimits;
-use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
+use shared::websocket::upgrade::UpgradeLimits;
 
 use super::connector::NatsPlan;
+use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
 use crate::limits::LimitRules;
-use crate::listener;
+use crate::listener::{self, Service};
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
@@ -45,10 +46,8 @@ pub struct Plan {
     pub is_pinned: bool,
     /// Which driver.
     pub driver: Kind,
-    /// Where TCP clients are served.
-    pub tcp: Vec<SocketAddr>,
-    /// Where WebSocket clients are served.
-    pub ws: Vec<SocketAddr>,
+    /// Where clients are served, and what is spoken there.
+    pub ports: Vec<(SocketAddr, Service)>,
     /// Where health and metrics are served.
     pub admin: Vec<SocketAddr>,
     /// Labels of the metrics.
@@ -89,14 +88,7 @@ impl Plan {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
-        let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
-        if tcp.is_empty() && ws.is_empty() {
-            mistakes.push(
-                "pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect"
-                    .into(),
-            );
-        }
+        let ports = edge::ports(config, &mut mistakes);
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
         let rules = rules(config, reactors, local_type, &mut mistakes);
         let cluster =
@@ -116,8 +108,7 @@ impl Plan {
                 reactors,
                 is_pinned,
                 driver,
-                tcp,
-                ws,
+                ports,
                 admin,
                 metrics,
                 cluster,
@@ -128,7 +119,7 @@ impl Plan {
     }
 }
 
-fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
     let texts = config.list(key);
     let mut found = Vec::new();
     for text in &texts {
@@ -183,7 +174,7 @@ fn rules(
         wire: WireLimits {
             packet_bytes_max,
             upgrade: UpgradeLimits {
-                origins: OriginPolicy::Any,
+                origins: edge::origins(config),
                 serves_pages: is_demo,
                 ..UpgradeLimits::default()
             },
@@ -210,6 +201,9 @@ fn rules(
         is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
+        tls: edge::tls(config, mistakes),
+        proxies: edge::proxies(config, mistakes),
+        told_address: edge::told_address(config),
         pages: is_demo.then(Pages::demo),
     })
 }

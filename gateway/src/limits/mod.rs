@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use shared::close::CloseReason;
 use shared::metrics::LimitLabel;
-use shared::network::Peer;
+use shared::peer::Peer;
 use shared::rate::{LocalRate, RateCell};
 
 use ledger::{EntryRefused, EntryRules, Ledger, Seat};

@@ -9,12 +9,10 @@ use std::os::fd::OwnedFd;
 
 use shared::close::CloseReason;
 use shared::metrics::{CoreCounter, LimitLabel};
-use shared::network::Peer;
 
 use super::Reactor;
 use crate::connections::Occupant;
 use crate::driver::Token;
-use crate::limits::ledger::Seat;
 
 /// Why a connection is not taken in: the reason to count, and what the log says.
 pub(super) struct Refused {
@@ -22,12 +20,18 @@ pub(super) struct Refused {
     pub(super) cause: String,
 }
 
+impl Refused {
+    pub(super) fn of(address: IpAddr, reason: CloseReason) -> Self {
+        Self { reason, cause: format!("{address}: {}", reason.label()) }
+    }
+}
+
 impl Reactor {
     pub(super) fn handle_accepted(&mut self, listener: Token, socket: OwnedFd) {
-        let Some(Occupant::Listener(protocol)) = self.connections.occupant(listener) else {
+        let Some(Occupant::Listener(service)) = self.connections.occupant(listener) else {
             return;
         };
-        let protocol = *protocol;
+        let service = *service;
         self.core.meter.count(CoreCounter::Accepted);
         self.pace_accepting();
         if !self.core.directory.open(self.rules.connections_max) {
@@ -37,22 +41,11 @@ impl Reactor {
                 .refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
             return;
         }
-        if let Err(Refused { reason, cause }) = self.admit(protocol, socket) {
+        if let Err(Refused { reason, cause }) = self.admit(service, socket) {
             self.core.directory.closed();
             self.core.meter.closed(reason);
             self.end_log.refused(self.core.now_ms, &cause);
         }
-    }
-
-    /// The seat of a client whose address has just become known: at accept, or behind the header of a proxy.
-    ///
-    /// Errors: the reason to close with; it is not counted as a close yet.
-    pub(super) fn seat(&self, address: IpAddr) -> Result<Seat<Peer>, CloseReason> {
-        let outcome = self.core.limits.enter(address, &self.rules.limits, self.core.now_us);
-        outcome.map_err(|(limit, reason)| {
-            self.core.meter.limited(limit);
-            reason
-        })
     }
 
     /// Counts an accepted connection towards the pace, and pauses when it is used up.

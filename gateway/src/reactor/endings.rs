@@ -103,7 +103,11 @@ impl Reactor {
         if reason == CloseReason::OutboxLimit {
             self.core.meter.limited(LimitLabel::Outbox);
         }
-        connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+        if let Some(tls) = &mut connection.entrance.tls {
+            tls.ask_finish();
+        }
+        // It is ending already, and one reason has to do.
+        let _ = connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
         pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         self.closings.push(token);
         self.poll_closing(token);
@@ -115,8 +119,8 @@ impl Reactor {
         if connection.client.freezing.is_some() {
             return;
         }
-        let client = &mut connection.client;
-        match client.ending.poll(client.outbox.is_empty(), self.core.now_ms) {
+        let is_sent = connection.is_sent();
+        match connection.client.ending.poll(is_sent, self.core.now_ms) {
             CloseStep::Wait => {}
             CloseStep::ShutdownWrite => self.driver.shutdown_write(token),
             CloseStep::Close => self.close(token),
@@ -138,6 +142,9 @@ impl Reactor {
         if let Some(Occupant::Client(mut connection)) = self.connections.remove(token) {
             self.driver.close(token);
             pressure::forget(&mut connection, &mut self.core);
+            if connection.entrance.is_handshaking() {
+                self.core.tls_handshakes.end();
+            }
             connection.client.outbox.release(&mut self.core.pool);
             self.core.directory.closed();
         }

@@ -7,8 +7,9 @@ use client::raw::{OwnedMessage, RawClient};
 use shared::close::CloseReason;
 use shared::metrics::LimitLabel;
 
-use crate::accounting::{closed_total, exceeded, metrics, value};
+use crate::accounting::exceeded;
 use crate::field::{Field, LONG, eventually, under_attack};
+use crate::metrics::{closed_total, value};
 
 /// Where attackers connect from; the well-behaved clients are at 127.0.0.1.
 const ATTACKER: [u8; 4] = [127, 0, 0, 2];
@@ -47,7 +48,7 @@ fn connections_of_one_address_are_limited_and_places_come_back() {
         }
         drop(established(field, BYSTANDER));
         assert_eq!(exceeded(field, LimitLabel::AddressConnections), 5);
-        assert_eq!(closed_total(&metrics(field), CloseReason::AddressLimit), 5);
+        assert_eq!(closed_total(&field.metrics(), CloseReason::AddressLimit), 5);
         drop(held.pop());
         eventually("the place is free", || field.tcp_from(ATTACKER).establish().is_ok());
     });
@@ -73,7 +74,7 @@ fn more_connections_than_are_taken_in_a_second_wait_and_are_served() {
             client.establish().unwrap();
         }
         assert!(exceeded(field, LimitLabel::Accepts) > 0, "nobody had to wait");
-        let closed = value(&metrics(field), "pitaya_acceptor_closed_total", "reason");
+        let closed = value(&field.metrics(), "pitaya_acceptor_closed_total", "reason");
         assert_eq!(closed, 0, "somebody was turned away");
     });
 }

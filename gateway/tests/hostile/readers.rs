@@ -9,9 +9,10 @@ use shared::packet::PacketType;
 use shared::close::CloseReason;
 use shared::metrics::LimitLabel;
 
-use crate::accounting::{closed_total, exceeded, fetch, metrics, value};
+use crate::accounting::exceeded;
 use crate::field::{Field, LONG, eventually, under_attack};
 use crate::local::{self, DRIVERS};
+use crate::metrics::{closed_total, metrics, value};
 
 /// Room in the kernel for what a reader does not read; small, so that little has to be sent.
 const RECEIVE_BUFFER_BYTES: usize = 4_096;
@@ -179,7 +180,7 @@ fn who_asks_and_does_not_read_is_not_read_from_and_served_when_it_reads() {
         assert!(ids.into_iter().eq(1..=asked), "each is answered once");
         writer.join().unwrap();
         client.request("room.test.echo", b"x").unwrap();
-        let closed = value(&metrics(field), "pitaya_acceptor_closed_total", "reason");
+        let closed = value(&field.metrics(), "pitaya_acceptor_closed_total", "reason");
         assert_eq!(closed, 0, "somebody was closed");
     });
 }
@@ -218,7 +219,7 @@ fn where_pushes_are_dropped_a_slow_reader_stays_and_is_answered() {
             }
         }
         assert!(pushes < 5_000, "nothing was dropped");
-        assert_eq!(closed_total(&metrics(field), CloseReason::OutboxLimit), 0);
+        assert_eq!(closed_total(&field.metrics(), CloseReason::OutboxLimit), 0);
     });
 }
 
@@ -234,10 +235,10 @@ fn above_the_ceiling_those_with_the_most_are_closed_and_others_are_not() {
         for client in &mut greedy {
             client.send_request("room.test.noise", br#"{"n":2000,"size":4096}"#).unwrap();
         }
-        let shed = || closed_total(&metrics(field), CloseReason::MemoryLimit);
+        let shed = || closed_total(&field.metrics(), CloseReason::MemoryLimit);
         eventually("the greedy are closed", || shed() >= 1);
         eventually("memory is free again", || {
-            value(&metrics(field), "pitaya_limits_buffered_bytes", "") <= 4 << 20
+            value(&field.metrics(), "pitaya_limits_buffered_bytes", "") <= 4 << 20
         });
         let [mut tcp, mut web_socket] = field.established();
         for client in [&mut tcp, &mut web_socket] {
@@ -247,7 +248,7 @@ fn above_the_ceiling_those_with_the_most_are_closed_and_others_are_not() {
         assert!(exceeded(field, LimitLabel::Memory) >= closed);
         drop(greedy);
         eventually("nothing is counted for those who left", || {
-            value(&metrics(field), "pitaya_limits_buffered_bytes", "") < 1 << 10
+            value(&field.metrics(), "pitaya_limits_buffered_bytes", "") < 1 << 10
         });
     });
 }
@@ -263,7 +264,7 @@ fn stalled_readers_cost_the_others_no_work() {
             client
         };
         let mut good = connect();
-        let read = || fetch(gateway.addresses().admin[0]);
+        let read = || metrics(gateway.addresses().admin[0]);
         // Counted in events of the loop and not in time, which other work on the machine would change.
         let mut events_of_500 = || {
             let before = value(&read(), "pitaya_reactor_events_total", "");
