@@ -154,6 +154,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     if let Some(before) = core.directory.claim(session, uid) {
         core.replaced.push(before);
     }
+    client.seats.user = core.limits.user(uid, core.now_us);
     match &mut bus.carrier {
         Carrier::Local(_) => {
             client.session.set_uid(uid);
@@ -210,6 +211,7 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
         if let Binding::Proving { uid, subscription } = binding {
             core.directory.release(proof.session, &uid);
+            connection.client.seats.user = None;
             unsubscribe(subscription, bus);
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));

@@ -16,6 +16,7 @@ use crate::control::plan::Plan;
 use crate::control::{Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
+use crate::limits::Limits;
 use crate::listener::{self, Listener, Security, Service};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
@@ -61,10 +62,12 @@ impl Starting {
         };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
         let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
+        let limits = Arc::new(Limits::new(plan.reactors));
         let setups = cores.into_iter().enumerate().map(|(reactor, meter)| Setup {
             reactor,
             rules: plan.rules.clone(),
             directory: directory.clone(),
+            limits: limits.clone(),
             clock: plan.clock,
             bus: bus.clone(),
             driver: plan.driver,

@@ -189,7 +189,11 @@ impl Wire {
 
     /// Bytes that came and wait for more, for memory accounts.
     pub fn partial_bytes(&self) -> usize {
-        self.partial.len()
+        let fragments = match &self.stage {
+            Stage::WebSocket(decoder) => decoder.partial_bytes(),
+            Stage::Tcp | Stage::Upgrade => 0,
+        };
+        self.partial.len() + fragments
     }
 }
 

@@ -24,6 +24,8 @@ mod framing;
 mod handshakes;
 #[path = "hostile/identity.rs"]
 mod identity;
+#[path = "hostile/limits.rs"]
+mod limits;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/local.rs"]
 mod local;

@@ -184,6 +184,11 @@ impl Agent {
         Ok(Verdict::Nothing)
     }
 
+    /// Counts now as a sign of life: the client is not listened to at the moment, so its silence says nothing.
+    pub fn excuse_silence(&mut self, now_ms: u64) {
+        self.last_activity_ms = now_ms;
+    }
+
     /// What time asks for; called on every tick. Heartbeats start with the ack, because libpitaya gives up on one that
     /// comes before (client protocol 6).
     pub fn poll_due(&mut self, rules: &AgentRules, now_ms: u64) -> Option<Due> {

@@ -27,6 +27,7 @@ use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::limits::LimitRules;
 use crate::listener::{self, Service};
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
@@ -194,8 +195,11 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
         tls: edge::tls(config, mistakes),

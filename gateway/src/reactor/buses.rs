@@ -348,7 +348,7 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
         // What waited for room goes on waiting: for the bus now, until its own deadline.
         if let Some(server) =
             turn.bus.targets.find(pending.target).map(|target| target.server.clone())
-            && let Some(waiting) = turn.bus.targets.end(pending.target)
+            && let Some(waiting) = turn.bus.targets.end(pending.target, turn.core.now_us)
         {
             turn.bus.targets.wait_again(&server.server_type, waiting);
         }

@@ -44,15 +44,21 @@ fn take_in(
     let Some((source, mut rest)) = connection.entrance.take_header(bytes)? else { return Ok(()) };
     if let Source::Client(address) = source {
         connection.peer = address;
-        know_address(&mut connection.client, address.ip(), turn.rules);
+        know_address(&mut connection.client, address.ip(), turn)?;
     }
     take_sealed(connection, &mut rest, turn)
 }
 
 /// The client's address is another one than the socket says. Everything that depends on the address of a client that
 /// came through a proxy has to happen here.
-fn know_address(client: &mut Client, address: IpAddr, rules: &Rules) {
-    client.session.set_address(address, rules.told_address);
+fn know_address(
+    client: &mut Client,
+    address: IpAddr,
+    turn: &mut Turn<'_>,
+) -> Result<(), CloseReason> {
+    client.session.set_address(address, turn.rules.told_address);
+    client.seats.address = Some(turn.core.seat(address, turn.rules)?);
+    Ok(())
 }
 
 /// Bytes behind the PROXY header.
@@ -106,7 +112,7 @@ fn take_plain(
         Found::Upgraded { answer, head } => {
             if let Some(address) = forwarded(head, peer.ip(), rules) {
                 *peer = SocketAddr::new(address, 0);
-                know_address(client, address, rules);
+                know_address(client, address, turn)?;
             }
             let outcome = client.put_raw(answer, &mut turn.core.put(rules));
             client.is_web_socket = true;

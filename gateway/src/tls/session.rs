@@ -90,6 +90,11 @@ impl TlsSession {
         self.stage == Stage::Handshaking || !self.partial.is_empty()
     }
 
+    /// Bytes that wait for the rest of a record, or to be sent.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.len() + self.output.len()
+    }
+
     /// Whether there are bytes for the socket that need no sealing.
     pub fn has_output(&self) -> bool {
         !self.output.is_empty()

@@ -8,11 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use client::address::Transport;
 use client::raw::RawClient;
 use client::upgrade::UpgradeRequest;
 use gateway::control::plan::Plan;
 use gateway::gateway::Gateway;
 use shared::close::CloseReason;
+use socket2::{Domain, Socket, Type};
 
 use crate::local::{self, DRIVERS};
 use crate::metrics;
@@ -73,6 +75,15 @@ impl Field {
     /// A fresh TCP connection.
     pub(crate) fn tcp(&self) -> RawClient {
         self.begun(self.tcp_address())
+    }
+
+    /// A fresh TCP connection from another address of this machine, so that limits of an address spare the
+    /// well-behaved clients.
+    pub(crate) fn tcp_from(&self, address: [u8; 4]) -> RawClient {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&self.tcp_address().into()).unwrap();
+        patient(RawClient::over(socket.into(), Transport::Tcp).unwrap())
     }
 
     /// A fresh WebSocket connection.

@@ -80,6 +80,10 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_agent_inflated_total", &[], "payloads", "Compressed payloads received."),
     row(Counter, "pitaya_agent_inflate_failures_total", &[], "payloads", "Compressed payloads refused."),
 
+    // Limits.
+    row(Counter, "pitaya_limits_exceeded_total", &["limit"], "events", "What ran into a limit, by limit."),
+    row(Gauge, "pitaya_limits_buffered_bytes", &[], "bytes", "Bytes held for clients: unsent ones, and parts of packets."),
+
     // Requests: in = replied + failed + dropped + in flight.
     row(Counter, "pitaya_handler_requests_total", &[], "requests", "Requests received from clients."),
     row(Counter, "pitaya_handler_notifies_total", &[], "notifies", "Notifies received from clients."),
