@@ -32,7 +32,7 @@ use crate::listener::{self, Service};
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -179,6 +179,7 @@ fn rules(
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,
