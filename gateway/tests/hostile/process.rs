@@ -38,6 +38,9 @@ impl Process {
             "1",
         ]);
         command.arg("--ports-file").arg(&ports);
+        let config = directory.path().join("config.toml");
+        std::fs::write(&config, "").unwrap();
+        command.arg("--config").arg(&config);
         let driver = format!("pitaya.gateway.driver={driver}");
         for setting in ["pitaya.admin.listen=127.0.0.1:0", &driver].iter().chain(settings) {
             command.args(["--set", setting]);
@@ -58,6 +61,13 @@ impl Process {
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
         started
+    }
+
+    /// Writes its configuration file anew and asks it to read it.
+    pub(crate) fn reload(&self, config: &str) {
+        std::fs::write(self.directory.path().join("config.toml"), config).unwrap();
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
     }
 
     fn proc(&self, name: &str) -> PathBuf {
