@@ -96,6 +96,31 @@ impl ProxyRules {
 }
 
 impl Rules {
+    /// What these rules become when the configuration is read again: `newer`, with what was decided at the start and what
+    /// no configuration says. The certificate is read again where its files are the same.
+    ///
+    /// Errors: what cannot be changed while running; nothing has changed then.
+    pub fn renewed(&self, mut newer: Self) -> Result<Self, Vec<String>> {
+        newer.server_id.clone_from(&self.server_id);
+        newer.agent.checks.clone_from(&self.agent.checks);
+        match (&self.tls, &mut newer.tls) {
+            (None, None) => {}
+            (Some(tls), Some(newer_tls)) => {
+                if tls.certificates.files() == newer_tls.certificates.files() {
+                    newer_tls.certificates = tls.certificates.clone();
+                    self.reload_certificates()
+                        .map_err(|error| vec![format!("pitaya.gateway.tls: {error}")])?;
+                }
+            }
+            _ => {
+                let text =
+                    "pitaya.gateway.tls.cert: TLS cannot be switched on or off while running";
+                return Err(vec![text.to_owned()]);
+            }
+        }
+        Ok(newer)
+    }
+
     /// Reads the certificate for clients again; connections keep the one they have. Does nothing without TLS. Blocks
     /// on the disk: not for a reactor.
     ///

@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use shared::bans::BanList;
 use shared::close::CloseReason;
 use shared::compression::{Deflater, Inflater};
 use shared::metadata::MetadataPrefix;
+use shared::metrics::LimitLabel;
 use shared::peer::Peer;
 use shared::session::SessionId;
 
@@ -33,6 +35,8 @@ pub struct Core {
     pub directory: Arc<Directory>,
     /// Limits of the process.
     pub limits: Arc<Limits>,
+    /// Who is not let in.
+    pub bans: Arc<BanList>,
     /// The boxes of all reactors, by number.
     pub mailboxes: Arc<[Arc<Mailbox>]>,
     /// Bytes held for all clients of this reactor.
@@ -97,10 +101,24 @@ impl Core {
     ///
     /// Errors: the reason to close with.
     pub fn seat(&self, address: IpAddr, rules: &Rules) -> Result<Seat<Peer>, CloseReason> {
+        if self.is_address_banned(address) {
+            self.meter.limited(LimitLabel::BannedAddress);
+            return Err(CloseReason::Banned);
+        }
         self.limits.enter(address, &rules.limits, self.now_us).map_err(|(limit, reason)| {
             self.meter.limited(limit);
             reason
         })
+    }
+
+    /// Whether an address is banned now.
+    pub fn is_address_banned(&self, address: IpAddr) -> bool {
+        self.bans.bans_address(address, self.unix_ns / 1_000_000)
+    }
+
+    /// Whether a user is banned now.
+    pub fn is_uid_banned(&self, uid: &str) -> bool {
+        self.bans.bans_uid(uid, self.unix_ns / 1_000_000)
     }
 
     /// Notes that `client` has bytes to send, or is to end when `outcome` says so.

@@ -8,6 +8,10 @@
 
 #[path = "hostile/accounting.rs"]
 mod accounting;
+#[path = "support/administrator.rs"]
+mod administrator;
+#[path = "hostile/bans.rs"]
+mod bans;
 #[path = "hostile/deadlines.rs"]
 mod deadlines;
 #[path = "hostile/faults.rs"]
@@ -39,6 +43,8 @@ mod process;
 mod proxies;
 #[path = "hostile/readers.rs"]
 mod readers;
+#[path = "hostile/reloads.rs"]
+mod reloads;
 #[path = "hostile/resources.rs"]
 mod resources;
 #[path = "hostile/routes.rs"]

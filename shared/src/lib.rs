@@ -4,6 +4,7 @@
 //! client and the service discovery that the control thread runs.
 
 pub mod agent;
+pub mod bans;
 pub mod close;
 #[cfg(feature = "cluster")]
 pub mod cluster;

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::AgentRules;
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::Config;
+use shared::config::{Config, Sources};
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::driver::Kind;
 use crate::limits::LimitRules;
 use crate::listener::{self, Service};
+use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
@@ -56,6 +57,12 @@ pub struct Plan {
     pub cluster: Option<ClusterPlan>,
     /// The application of standalone mode.
     pub application: Option<worker::App>,
+    /// What all this was worked out from.
+    pub config: Config,
+    /// Where to read it again from; none when it was made by a program.
+    pub sources: Option<Sources>,
+    /// The log whose level a reload changes.
+    pub log: Option<LogLevel>,
 }
 
 /// NATS and etcd.
@@ -113,6 +120,9 @@ impl Plan {
                 metrics,
                 cluster,
                 application,
+                config: config.clone(),
+                sources: None,
+                log: None,
             }),
             _ => Err(mistakes),
         }
@@ -147,7 +157,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
-fn rules(
+pub(super) fn rules(
     config: &Config,
     reactors: usize,
     local_type: Option<String>,

@@ -11,6 +11,8 @@ use shared::close::CloseReason;
 use shared::metrics::{CoreCounter, LimitLabel};
 
 use super::Reactor;
+use crate::calls;
+use crate::connection::Binding;
 use crate::connections::Occupant;
 use crate::driver::Token;
 
@@ -45,6 +47,23 @@ impl Reactor {
             self.core.directory.closed();
             self.core.meter.closed(reason);
             self.end_log.refused(self.core.now_ms, &cause);
+        }
+    }
+
+    /// Kicks those who are here and banned.
+    pub(super) fn kick_banned(&mut self) {
+        for connection in self.connections.slice(0, 1) {
+            let uid = match &connection.client.binding {
+                Binding::Proving { uid, .. } => uid.as_str(),
+                _ => connection.client.session.uid(),
+            };
+            // Behind a proxy the socket's address is the proxy's until the client's is known.
+            let is_seated = connection.client.seats.address.is_some();
+            let is_banned = is_seated && self.core.is_address_banned(connection.address())
+                || self.core.is_uid_banned(uid);
+            if is_banned && !connection.client.ending.is_asked() {
+                calls::kick(connection, CloseReason::Banned, &self.rules, &mut self.core);
+            }
         }
     }
 

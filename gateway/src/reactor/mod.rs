@@ -202,6 +202,7 @@ impl Reactor {
             reactor: setup.reactor,
             directory: setup.directory,
             limits: setup.limits,
+            bans: Arc::default(),
             mailboxes,
             buffered_bytes: 0,
             pool: BufferPool::default(),

@@ -63,6 +63,11 @@ impl Field {
     }
 
     /// What it counts.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.gateway.addresses().admin[0]
+    }
+
+    /// What it says of itself.
     pub(crate) fn metrics(&self) -> String {
         metrics::metrics(self.gateway.addresses().admin[0])
     }

@@ -193,6 +193,8 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.admin.listen", Addresses, "127.0.0.1:9091",
         "Health and administration; /healthz and /readyz are on the metrics port too.")
         .worker_default("127.0.0.1:9092"),
+    row(Gateway, "pitaya.admin.token", Secret, "",
+        "What administrators show as a bearer token to reload and to ban; without one only this machine may."),
     row(Both, "pitaya.log.level", Text, "info", "A level, or levels by module as in gateway=debug,info.").live(),
     row(Both, "pitaya.log.format", Choice(&["auto", "text", "json"]), "auto", "auto is text on a terminal and JSON elsewhere."),
 
