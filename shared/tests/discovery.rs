@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use etcd::Etcd;
 use relay::Relay;
-use shared::cluster::discovery::{Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent};
+use shared::cluster::discovery::{
+    Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent,
+};
 use shared::cluster::etcd::{
     Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest,
     RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest, prefix_end,

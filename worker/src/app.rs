@@ -40,6 +40,8 @@ pub struct ClusterView {
     pub server_id: String,
     /// The servers it can name: its gateways, above all.
     pub servers: Arc<dyn Servers>,
+    /// The type of the gateway that shares the process with the application, if one does: standalone mode.
+    pub frontend_type: Option<String>,
     /// How long a call may take that says nothing else, and a request whose caller does not say.
     pub request_timeout: Duration,
 }
@@ -202,6 +204,8 @@ impl App {
             servers: view.servers,
             groups: MemoryGroups::default(),
             modules: self.parts.modules,
+            session_hooks: self.parts.session_hooks,
+            frontend_type: view.frontend_type.map(Into::into),
             timers: TimerSet::default(),
             counters: Arc::default(),
             request_timeout: view.request_timeout,
@@ -231,7 +235,8 @@ impl App {
             Listener::Function(function) => Some(function),
             Listener::Members(_) | Listener::Servers(_) => None,
         });
-        for hook in self.hooks.iter().chain(timers).chain(listeners) {
+        let sessions = self.parts.session_hooks.iter();
+        for hook in self.hooks.iter().chain(sessions).chain(timers).chain(listeners) {
             if hook.kind == Kind::Request {
                 self.mistakes.push(
                     "a hook, timer or listener returns a value; return Result<()> or nothing"

@@ -15,6 +15,7 @@ use crate::handshake::{Check, Handshake};
 use crate::listeners::{Listener, MemberListener, ServerListener};
 use crate::modules::{Module, ModuleList, Place};
 use crate::pipeline::Pipelines;
+use crate::session_hooks::SessionHooks;
 use crate::timers::{CONDITION_INTERVAL, Condition, Schedule, TimerPlan};
 use crate::validation::Validate;
 
@@ -23,6 +24,7 @@ use crate::validation::Validate;
 pub(crate) struct Parts {
     pub(crate) pipelines: Pipelines,
     pub(crate) modules: ModuleList,
+    pub(crate) session_hooks: SessionHooks,
     pub(crate) timers: Vec<TimerPlan>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) checks: Vec<(String, Check)>,
@@ -99,6 +101,29 @@ impl App {
     }
 }
 
+/// The life of sessions.
+impl App {
+    /// Runs `f` when a handler binds a session, before the gateway is told; [`Session`](crate::Session) among its
+    /// extractors has the uid already. A failure undoes the bind and is what the handler gets.
+    pub fn on_bind<M: 'static>(mut self, f: impl Handler<M>) -> Self {
+        self.parts.session_hooks.on_bind.push(AnyHandler::new(f));
+        self
+    }
+
+    /// Runs `f` after the gateway has confirmed a bind. A failure is what the handler gets, but the session stays bound.
+    pub fn after_bind<M: 'static>(mut self, f: impl Handler<M>) -> Self {
+        self.parts.session_hooks.after_bind.push(AnyHandler::new(f));
+        self
+    }
+
+    /// Runs `f` when a session has ended, after its last message; [`Session`](crate::Session) among its extractors is what
+    /// the gateway knew of it. Only in standalone mode: gateways of a cluster tell nobody, as in Pitaya.
+    pub fn on_close<M: 'static>(mut self, f: impl Handler<M>) -> Self {
+        self.parts.session_hooks.on_close.push(AnyHandler::new(f));
+        self
+    }
+}
+
 /// Modules and timers.
 impl App {
     /// Adds a module after those that there are. A name that is taken stops the start.
@@ -142,7 +167,7 @@ impl App {
     /// Asks `condition` every second and runs `f` whenever it says yes.
     pub fn when<M: 'static>(
         self,
-        condition: impl FnMut() -> bool + Send + 'static,
+        condition: impl FnMut() -> bool + Send + Sync + 'static,
         f: impl Handler<M>,
     ) -> Self {
         self.timer(CONDITION_INTERVAL, None, Some(Box::new(condition)), AnyHandler::new(f))

@@ -18,6 +18,7 @@ use crate::metadata::{self, Caller};
 use crate::modules::ModuleList;
 use crate::servers::Servers;
 use crate::session::SessionState;
+use crate::session_hooks::SessionHooks;
 use crate::state::States;
 use crate::timers::TimerSet;
 
@@ -30,7 +31,10 @@ pub(crate) struct Environment {
     pub(crate) servers: Arc<dyn Servers>,
     pub(crate) groups: MemoryGroups,
     pub(crate) modules: ModuleList,
+    pub(crate) session_hooks: SessionHooks,
     pub(crate) timers: TimerSet,
+    /// The type of the gateway in this process: then sessions are reached by their id, bound or not.
+    pub(crate) frontend_type: Option<Arc<str>>,
     pub(crate) counters: Arc<Counters>,
     /// For requests and calls that name no timeout of their own.
     pub(crate) request_timeout: Duration,

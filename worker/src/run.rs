@@ -160,6 +160,7 @@ impl Running {
             server_id: settings.own.id.clone(),
             servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
+            frontend_type: None,
         };
         let service = app.build(Arc::new(link.clone()), view);
         service.set_answer_bytes_max(link.payload_bytes_max());

@@ -39,8 +39,9 @@ use crate::panic::error_of_panic;
 use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
-use crate::session::SessionState;
+use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
+use crate::session_hooks;
 use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
@@ -94,6 +95,8 @@ pub(crate) struct Began {
 
 /// One request on its way through the queues.
 struct Job {
+    /// Not a message of the session but its end.
+    is_end: bool,
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
@@ -142,23 +145,58 @@ impl Service {
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { request, msg, arrived, reply, permit };
-        let Some(key) = key else {
-            let inner = Arc::clone(inner);
-            self.0.runtime.spawn(async move { inner.run(job).await });
-            return;
-        };
-        match inner.queues.enqueue(key, job) {
-            Enqueued::Start(job) => {
-                let inner = Arc::clone(inner);
-                self.0.runtime.spawn(async move { inner.run_session(key, job).await });
-            }
-            Enqueued::Queued => {}
-            Enqueued::Full(job) => {
-                inner.environment.counters.add(Counter::Busy);
-                job.reply.send(answer::busy());
-            }
+        let job = Job { is_end: false, request, msg, arrived, reply, permit };
+        let Some(key) = key else { return self.spawn(job) };
+        if let Some(job) = self.enqueue(key, job) {
+            inner.environment.counters.add(Counter::Busy);
+            job.reply.send(answer::busy());
         }
+    }
+
+    /// Whether the application wants to hear of sessions that have ended.
+    pub fn wants_closed_sessions(&self) -> bool {
+        !self.0.environment.session_hooks.on_close.is_empty()
+    }
+
+    /// Tells the application that a session of the gateway `frontend_id` has ended, after the messages of the session
+    /// that have come before. Never blocks, and may be called from any thread.
+    pub fn session_closed(&self, frontend_id: &str, session: proto::Session) {
+        let key = self.0.keys.hash_one((frontend_id, session.id));
+        let request = proto::Request {
+            session: Some(session),
+            frontend_id: frontend_id.to_owned(),
+            ..proto::Request::default()
+        };
+        let job = Job {
+            is_end: true,
+            request,
+            msg: proto::Msg::default(),
+            arrived: Instant::now(),
+            reply: Reply::discard(),
+            permit: self.0.admission.enter(),
+        };
+        // Behind a queue that is full it does not wait: an end must not be lost.
+        if let Some(job) = self.enqueue(key, job) {
+            self.spawn(job);
+        }
+    }
+
+    /// Puts a job behind those of its session; gives it back when there is no room.
+    fn enqueue(&self, key: u64, job: Job) -> Option<Job> {
+        match self.0.queues.enqueue(key, job) {
+            Enqueued::Start(job) => {
+                let inner = Arc::clone(&self.0);
+                self.0.runtime.spawn(async move { inner.run_session(key, job).await });
+                None
+            }
+            Enqueued::Queued => None,
+            Enqueued::Full(job) => Some(job),
+        }
+    }
+
+    fn spawn(&self, job: Job) {
+        let inner = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move { inner.run(job).await });
     }
 
     /// The largest answer that the link can carry, in bytes of an encoded `protos.Response`. 1 MiB until set.
@@ -268,7 +306,10 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job) {
-        let Job { request, msg, arrived, reply, permit } = job;
+        if job.is_end {
+            return self.run_end(job).await;
+        }
+        let Job { request, msg, arrived, reply, permit, .. } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
@@ -291,6 +332,19 @@ impl Inner {
         }
         reply.send(answer::encode(outcome, self.answer_bytes_max.load(Ordering::Relaxed)));
         drop(permit);
+    }
+
+    /// Runs the application's functions for a session that has ended. Never panics.
+    async fn run_end(&self, job: Job) {
+        let session = job.request.session.unwrap_or_default();
+        let data = SessionData::new(session.data).unwrap_or_default();
+        let state = SessionState { id: session.id, uid: session.uid, data };
+        let mut context = Context::of_hook(Arc::clone(&self.environment));
+        context.frontend_id = job.request.frontend_id;
+        context.session = Some(Mutex::new(state));
+        let on_close = &self.environment.session_hooks.on_close;
+        session_hooks::run_all(on_close, &Arc::new(context)).await;
+        drop(job.permit);
     }
 
     /// The checks of cluster protocol 5.3 in their order, then the handler. Returns `Response.data`.
@@ -331,7 +385,15 @@ impl Inner {
         let finish = |data| if is_acknowledged { answer::ack() } else { data };
         let key = routes::key(&context.route)?;
         let call = (&context, msg.data);
-        self.within(deadline, self.routes.pipelines.call(side, key, handler, call, finish)).await
+        let run = async {
+            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
+            if side == Side::Client {
+                // A session that has gone meanwhile has nobody to save for.
+                let _ = Session::save_changes(&context).await;
+            }
+            outcome
+        };
+        self.within(deadline, run).await
     }
 
     /// Runs a handler, with what is around it, until its deadline, where it is dropped.

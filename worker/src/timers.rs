@@ -2,7 +2,7 @@
 //!
 //! Each timer is a task of its own, owned by the set of its process, which ends them all before the modules and
 //! components end. A timer runs at a fixed rate and never twice at the same time: a run that takes longer than the
-//! interval skips the turns it missed. A function that fails or panics is logged and runs again at its next turn. Unlike
+//! interval makes up for one turn it missed and skips the others. A function that fails or panics is logged and runs again at its next turn. Unlike
 //! Pitaya's there is no global tick, so a timer is as precise as the clock of the runtime, about a millisecond.
 
 use std::num::NonZeroU64;
@@ -33,7 +33,7 @@ const INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub(crate) const CONDITION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Asked at each turn of a conditional timer.
-pub(crate) type Condition = Box<dyn FnMut() -> bool + Send>;
+pub(crate) type Condition = Box<dyn FnMut() -> bool + Send + Sync>;
 
 /// When a timer runs.
 pub(crate) struct Schedule {
@@ -116,7 +116,7 @@ impl Timers {
     pub fn when<M: 'static>(
         &self,
         interval: Duration,
-        condition: impl FnMut() -> bool + Send + 'static,
+        condition: impl FnMut() -> bool + Send + Sync + 'static,
         f: impl Handler<M>,
     ) -> Result<Timer> {
         self.start(Schedule { interval, runs: None, condition: Some(Box::new(condition)) }, f)

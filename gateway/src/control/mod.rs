@@ -57,6 +57,8 @@ pub struct Control {
     meters: Meters,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
+    /// The application of standalone mode.
+    service: Option<worker::Service>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// Moves that are under way, by the reactor that gives its connections away.
     moves: Vec<(usize, oneshot::Sender<usize>)>,
@@ -101,6 +103,7 @@ impl Control {
             meters,
             connector,
             discovery: None,
+            service: None,
             tables: None,
             moves: Vec::new(),
             stopped: 0,
@@ -138,11 +141,13 @@ impl Control {
             server_id: game.id.clone(),
             servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
+            frontend_type: Some(rules.server_type.clone()),
         };
         let service = application
             .embed(bus.clone(), view)
             .await
             .map_err(|error| ControlError::Application(error.to_string()))?;
+        self.service = Some(service.clone());
         bus.open(service, self.mailboxes.to_vec());
         self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
         Ok(())
@@ -317,6 +322,10 @@ impl Control {
         };
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("some reactors did not end in time");
+        }
+        if let Some(service) = self.service.take() {
+            // All sessions have ended; what their ends have started is waited for.
+            service.shut_down(STOP_SLACK).await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

@@ -20,6 +20,7 @@ mod proxy;
 mod requests;
 mod security;
 mod sessions;
+mod storm;
 mod unique;
 mod window;
 mod world;

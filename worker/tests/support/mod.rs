@@ -96,6 +96,7 @@ impl Harness {
             server_id: "room-1".into(),
             servers: Arc::new(FixedServers::new([frontend])),
             request_timeout: Duration::from_secs(5),
+            frontend_type: None,
         };
         let service = app.embed(link.clone(), view).await?;
         Ok(Self { link, service })
