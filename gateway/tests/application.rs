@@ -250,12 +250,14 @@ impl Encode for Bars<Vec<String>> {
 #[test]
 fn an_application_may_bring_its_own_serializer() {
     for driver in DRIVERS {
-        let app =
-            App::new("room").on("s.turn", async |session: Session, Bars(mut fields): Bars<_>| {
+        let app = App::new("room").on(
+            "s.turn",
+            async |session: Session, Bars(mut fields): Bars<Vec<String>>| {
                 fields.reverse();
                 session.push("onBars", &Bars(fields.clone())).await?;
-                Ok::<_, Error>(Bars::<Vec<String>>(fields))
-            });
+                Ok::<_, Error>(Bars(fields))
+            },
+        );
         let gateway = start(driver, &[], app);
         let mut client = established(&gateway);
         client.send_request("s.turn", b"a|b|c").unwrap();

@@ -12,6 +12,7 @@ use shared::route::Route;
 use crate::admission::Limits;
 use crate::app_parts::Parts;
 use crate::call::Environment;
+use crate::docs::Docs;
 use crate::error::{Error, Result};
 use crate::groups::MemoryGroups;
 use crate::handler::{AnyHandler, Handler, Kind};
@@ -196,7 +197,14 @@ impl App {
     /// The service of a checked application, without its start hooks having run.
     pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
         self.routes.pipelines = self.parts.pipelines;
+        let Parts { has_docs, descriptors, serializer, .. } = self.parts;
+        let docs = if has_docs {
+            Docs::new(&self.server_type, &self.routes, descriptors, serializer)
+        } else {
+            Docs::default()
+        };
         let environment = Environment {
+            docs,
             server_id: view.server_id,
             server_type: self.server_type,
             states: self.states,

@@ -6,9 +6,12 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::config::Config;
 use shared::dictionary::Dictionary;
+use shared::error::Serializer;
 
 use crate::app::App;
+use crate::docs::{self, Descriptors};
 use crate::error::Result;
 use crate::handler::{AnyHandler, Handler};
 use crate::handshake::{Check, Handshake};
@@ -29,6 +32,9 @@ pub(crate) struct Parts {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) checks: Vec<(String, Check)>,
     pub(crate) dictionary: BTreeMap<String, u16>,
+    pub(crate) has_docs: bool,
+    pub(crate) descriptors: Descriptors,
+    pub(crate) serializer: Serializer,
 }
 
 /// Around handlers.
@@ -90,13 +96,6 @@ impl App {
     /// `pitaya.defaultpipelines.structvalidation.enabled` is set. [`Valid`](crate::Valid) validates without it.
     pub fn validate<T: Validate + Send + 'static>(mut self) -> Self {
         self.parts.pipelines.validators.add::<T>();
-        self
-    }
-
-    /// The setting `pitaya.defaultpipelines.structvalidation.enabled`, for hosts that read the configuration
-    /// themselves.
-    pub fn struct_validation(mut self, is_enabled: bool) -> Self {
-        self.parts.pipelines.validators.enable(is_enabled);
         self
     }
 }
@@ -238,6 +237,35 @@ impl App {
         if let Err(error) = Dictionary::default().insert_all(all) {
             self.mistakes.push(format!("route dictionary: {error}"));
         }
+        self
+    }
+
+    /// Adds the two routes that pitaya-cli and our client ask for documentation: `service.docs` and
+    /// `service.descriptors`. They tell everybody what the application answers.
+    ///
+    /// Fields of protobuf messages are known from the descriptors given with [`App::descriptors`].
+    pub fn docs(mut self, service: &str) -> Self {
+        self.parts.has_docs = true;
+        self.on(&format!("{service}.docs"), docs::docs)
+            .on(&format!("{service}.descriptors"), docs::descriptors)
+    }
+
+    /// Gives the descriptors of protobuf messages: an encoded `google.protobuf.FileDescriptorSet`, as `protoc` and
+    /// prost-build write it. Bytes that are none stop the start.
+    pub fn descriptors(mut self, set: &[u8]) -> Self {
+        if let Err(error) = self.parts.descriptors.add(set) {
+            self.mistakes.push(format!("descriptors: {error}"));
+        }
+        self
+    }
+
+    /// Takes what the configuration says to applications, for hosts: `pitaya.serializertype` and
+    /// `pitaya.defaultpipelines.structvalidation.enabled`. [`App::run`] does it by itself.
+    pub fn configured(mut self, config: &Config) -> Self {
+        let serializer = Serializer::from_number(config.int("pitaya.serializertype"));
+        self.parts.serializer = serializer.unwrap_or_default();
+        let is_validating = config.bool("pitaya.defaultpipelines.structvalidation.enabled");
+        self.parts.pipelines.validators.enable(is_validating);
         self
     }
 

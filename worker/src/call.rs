@@ -11,6 +11,7 @@ use shared::server::Server;
 use tokio::time::Instant;
 
 use crate::counters::{Counter, Counters};
+use crate::docs::Docs;
 use crate::error::{Error, Result};
 use crate::groups::MemoryGroups;
 use crate::link::{Link, LinkError};
@@ -30,6 +31,7 @@ pub(crate) struct Environment {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
     pub(crate) groups: MemoryGroups,
+    pub(crate) docs: Docs,
     pub(crate) modules: ModuleList,
     pub(crate) session_hooks: SessionHooks,
     pub(crate) timers: TimerSet,

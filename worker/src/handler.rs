@@ -14,6 +14,7 @@ use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
 use crate::payload::{Encode, Payload};
+use crate::shape::{Shape, Shapes};
 use crate::state::States;
 
 /// How a handler wants to be called.
@@ -36,6 +37,11 @@ pub trait Output: Send + 'static {
 
     /// The encoded answer; empty for a notify.
     fn into_answer(self) -> Result<Bytes>;
+
+    /// What the documentation says about the answer; none for a notify.
+    fn shape() -> Option<Shape> {
+        None
+    }
 }
 
 impl Output for () {
@@ -56,6 +62,10 @@ impl<T: Encode + Send + 'static, E: Into<Error> + Send + 'static> Output for Res
     fn into_answer(self) -> Result<Bytes> {
         let value = self.map_err(Into::into)?;
         if Self::kind() == Kind::Notify { Ok(Bytes::new()) } else { value.encode() }
+    }
+
+    fn shape() -> Option<Shape> {
+        (Self::kind() == Kind::Request).then(T::shape)
     }
 }
 
@@ -80,6 +90,11 @@ pub trait FromLast<Via>: Sized + Send {
         Ok(())
     }
 
+    /// What the documentation says about the message; none when there is none.
+    fn shape() -> Option<Shape> {
+        None
+    }
+
     /// Makes the argument.
     fn from_last(call: &mut Call) -> Result<Self>;
 
@@ -100,6 +115,10 @@ impl<T: FromCall> FromLast<ViaCall> for T {
 }
 
 impl<T: Payload> FromLast<ViaMessage> for T {
+    fn shape() -> Option<Shape> {
+        Some(<T as Payload>::shape())
+    }
+
     fn prepare(call: &mut Call) -> Result<()> {
         let argument = T::decode(call.message())?;
         call.argument = Some(Box::new(argument));
@@ -129,6 +148,11 @@ pub trait Handler<Marker>: Send + Sync + 'static {
     /// What the arguments need and `states` does not hold; found at start instead of at the first call.
     fn missing(&self, states: &States) -> Option<String>;
 
+    /// What the documentation says about message and answer.
+    fn shapes(&self) -> Shapes {
+        Shapes::default()
+    }
+
     /// Decodes the message ahead of the call; see [`FromLast::prepare`].
     fn prepare(&self, _: &mut Call) -> Result<()> {
         Ok(())
@@ -157,6 +181,10 @@ macro_rules! handler {
                     return Some(missing);
                 })*
                 Last::missing(states)
+            }
+
+            fn shapes(&self) -> Shapes {
+                Shapes { input: Last::shape(), output: Out::shape() }
             }
 
             fn prepare(&self, call: &mut Call) -> Result<()> {
@@ -191,6 +219,10 @@ where
         None
     }
 
+    fn shapes(&self) -> Shapes {
+        Shapes { input: None, output: Out::shape() }
+    }
+
     fn call(&self, _: Call) -> BoxFuture<'static, Result<Bytes>> {
         let future = (self)();
         Box::pin(async move { future.await.into_answer() })
@@ -214,6 +246,7 @@ type MissingOfAny = dyn Fn(&States) -> Option<String> + Send + Sync;
 #[derive(Clone)]
 pub(crate) struct AnyHandler {
     pub(crate) kind: Kind,
+    pub(crate) shapes: Shapes,
     call: Arc<CallAny>,
     prepare: Arc<PrepareAny>,
     missing: Arc<MissingOfAny>,
@@ -225,6 +258,7 @@ impl AnyHandler {
         let (same, prepared) = (Arc::clone(&handler), Arc::clone(&handler));
         Self {
             kind: handler.kind(),
+            shapes: handler.shapes(),
             call: Arc::new(move |call| handler.call(call)),
             prepare: Arc::new(move |call| prepared.prepare(call)),
             missing: Arc::new(move |states| same.missing(states)),

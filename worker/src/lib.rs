@@ -17,6 +17,7 @@ mod binary_module;
 mod call;
 mod counters;
 pub mod demo;
+mod docs;
 mod error;
 mod extract;
 mod groups;
@@ -46,6 +47,7 @@ mod session_data;
 mod session_hooks;
 mod session_remote;
 mod settings;
+mod shape;
 mod state;
 mod timers;
 mod validation;
@@ -70,7 +72,13 @@ pub use servers::{FixedServers, Servers};
 pub use service::{Reply, Service};
 pub use session::Session;
 pub use session_remote::ClientInfo;
+pub use shape::{Shape, Shapes};
 pub use state::{State, States};
 pub use timers::{Timer, Timers};
 pub use validation::{Valid, Validate};
 pub use worker_macros::handlers;
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -234,14 +234,14 @@ impl Listener {
         match (self, change) {
             (Self::Members(listener), ServerChange::Added(server)) => listener.add_member(server),
             (Self::Members(listener), ServerChange::Removed(server)) => {
-                listener.remove_member(server)
+                listener.remove_member(server);
             }
             (Self::Members(listener), ServerChange::Down(server, cause)) => {
                 listener.server_down(server, *cause);
             }
             (Self::Servers(listener), ServerChange::Added(server)) => listener.add_server(server),
             (Self::Servers(listener), ServerChange::Removed(server)) => {
-                listener.remove_server(server)
+                listener.remove_server(server);
             }
             (Self::Servers(_), ServerChange::Down(..)) | (Self::Function(_), _) => {}
         }

@@ -9,15 +9,20 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::error::code;
+use shared::go::repair_json;
 
 use crate::error::{Error, Result};
 use crate::raw;
+use crate::shape::{self, Shape};
 
 /// A protobuf message, as an argument or a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pb<T>(pub T);
 
 /// What the last argument of a handler may be: a serde type (JSON), [`Pb`] (protobuf) or [`Bytes`] (raw).
+///
+/// Half surrogate pairs and bytes that are no UTF-8 are read as U+FFFD inside JSON strings, as Go reads them: a browser
+/// sends such when a game cuts a text inside an emoji.
 ///
 /// JSON names must match exactly. Go matches them without regard to case, and untagged Go structs send `Code`, `Msg`:
 /// use `#[serde(alias = "..")]` or `rename_all = "PascalCase"` where such peers write.
@@ -35,6 +40,11 @@ pub trait Payload: Sized + Send + 'static {
     fn check(&self) -> Result<()> {
         Ok(())
     }
+
+    /// What the documentation says about it.
+    fn shape() -> Shape {
+        Shape::Raw
+    }
 }
 
 impl<T: DeserializeOwned + Send + 'static> Payload for T {
@@ -50,7 +60,15 @@ impl<T: DeserializeOwned + Send + 'static> Payload for T {
         if bytes.is_empty() {
             return Err(Error::new(code::BAD_REQUEST, "unexpected end of JSON input"));
         }
-        serde_json::from_slice(bytes).map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
+        let decoded = serde_json::from_slice(bytes).or_else(|error| {
+            let repaired = repair_json(bytes).ok_or(error)?;
+            serde_json::from_slice(&repaired)
+        });
+        decoded.map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
+    }
+
+    fn shape() -> Shape {
+        shape::of_json::<T>()
     }
 }
 
@@ -58,6 +76,10 @@ impl<T: prost::Message + Default + 'static> Payload for Pb<T> {
     fn decode(bytes: &Bytes) -> Result<Self> {
         let decoded = T::decode(bytes.clone());
         decoded.map(Pb).map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
+    }
+
+    fn shape() -> Shape {
+        Shape::Message(std::any::type_name::<T>())
     }
 }
 
@@ -69,6 +91,11 @@ impl<T: prost::Message + Default + 'static> Payload for Pb<T> {
 pub trait Encode {
     /// The bytes that go out. Fails with `PIT-000`, or when a JSON answer would be `null`.
     fn encode(&self) -> Result<Bytes>;
+
+    /// What the documentation says about it.
+    fn shape() -> Shape {
+        shape::of_answer::<Self>()
+    }
 }
 
 impl<T: Serialize + ?Sized> Encode for T {
@@ -88,6 +115,10 @@ impl<T: Serialize + ?Sized> Encode for T {
 impl<T: prost::Message> Encode for Pb<T> {
     fn encode(&self) -> Result<Bytes> {
         Ok(self.0.encode_to_vec().into())
+    }
+
+    fn shape() -> Shape {
+        Shape::Message(std::any::type_name::<T>())
     }
 }
 
@@ -116,6 +147,16 @@ mod tests {
         assert_eq!(<Name as Payload>::decode(&encoded).unwrap(), name);
         assert_eq!(vec![1u8, 2].encode().unwrap(), Bytes::from_static(b"[1,2]"));
         assert_eq!("text".encode().unwrap(), Bytes::from_static(b"\"text\""));
+    }
+
+    #[test]
+    fn json_with_half_a_surrogate_pair_is_read_as_go_reads_it() {
+        let cut = Bytes::from_static(br#"{"name":"bob \ud83d"}"#);
+        assert_eq!(<Name as Payload>::decode(&cut).unwrap().name, "bob \u{fffd}");
+        let latin = Bytes::from_static(b"{\"name\":\"\xe9\"}");
+        assert_eq!(<Name as Payload>::decode(&latin).unwrap().name, "\u{fffd}");
+        let broken = Bytes::from_static(br#"{"name":"\ud83d""#);
+        assert_eq!(<Name as Payload>::decode(&broken).unwrap_err().code, "PIT-400");
     }
 
     #[test]

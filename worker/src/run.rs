@@ -53,9 +53,8 @@ impl App {
 
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
-        let is_validating = config.bool("pitaya.defaultpipelines.structvalidation.enabled");
         let settings = Settings::new(config, self.server_type(), self.limits)?;
-        let app = self.struct_validation(is_validating);
+        let app = self.configured(config);
         let app =
             app.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
         let connection = tokio::select! {

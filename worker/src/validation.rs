@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::payload::{Payload, Pb};
+use crate::shape::Shape;
 
 /// A type that can judge its values.
 ///
@@ -57,6 +58,10 @@ impl<T: Payload + Validate> Payload for Valid<T> {
     fn check(&self) -> Result<()> {
         self.0.check()?;
         self.0.validate()
+    }
+
+    fn shape() -> Shape {
+        T::shape()
     }
 }
 

@@ -20,13 +20,14 @@ use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
 use shared::server::Server;
 use shared::websocket::frame::FrameLimits;
-use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
+use shared::websocket::upgrade::UpgradeLimits;
 
 use super::connector::NatsPlan;
+use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
-use crate::listener;
+use crate::listener::{self, Service};
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
@@ -44,10 +45,8 @@ pub struct Plan {
     pub is_pinned: bool,
     /// Which driver.
     pub driver: Kind,
-    /// Where TCP clients are served.
-    pub tcp: Vec<SocketAddr>,
-    /// Where WebSocket clients are served.
-    pub ws: Vec<SocketAddr>,
+    /// Where clients are served, and what is spoken there.
+    pub ports: Vec<(SocketAddr, Service)>,
     /// Where health and metrics are served.
     pub admin: Vec<SocketAddr>,
     /// Labels of the metrics.
@@ -91,8 +90,7 @@ impl Plan {
     pub fn new(config: &Config, application: Option<worker::App>) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let is_standalone = application.is_some();
-        let is_validating = config.bool("pitaya.defaultpipelines.structvalidation.enabled");
-        let mut application = application.map(|app| app.struct_validation(is_validating));
+        let mut application = application.map(|app| app.configured(config));
         if !is_standalone && config.string("pitaya.mode") == "standalone" {
             mistakes.push(
                 "pitaya.mode = standalone needs an application in this process; the stock gateway has the demo: \
@@ -104,14 +102,7 @@ impl Plan {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
-        let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
-        if tcp.is_empty() && ws.is_empty() {
-            mistakes.push(
-                "pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect"
-                    .into(),
-            );
-        }
+        let ports = edge::ports(config, &mut mistakes);
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
         let mut rules = rules(config, reactors, (local_type, application.as_ref()), &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
@@ -135,8 +126,7 @@ impl Plan {
                 reactors,
                 is_pinned,
                 driver,
-                tcp,
-                ws,
+                ports,
                 admin,
                 metrics,
                 cluster,
@@ -157,7 +147,7 @@ fn handshake_check(check: worker::Check) -> HandshakeCheck {
     })
 }
 
-fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
     let texts = config.list(key);
     let mut found = Vec::new();
     for text in &texts {
@@ -221,7 +211,7 @@ fn rules(
         wire: WireLimits {
             packet_bytes_max,
             upgrade: UpgradeLimits {
-                origins: OriginPolicy::Any,
+                origins: edge::origins(config),
                 serves_pages: is_demo,
                 ..UpgradeLimits::default()
             },
@@ -245,6 +235,9 @@ fn rules(
         connections_max: config.size("pitaya.gateway.maxconns"),
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
+        tls: edge::tls(config, mistakes),
+        proxies: edge::proxies(config, mistakes),
+        told_address: edge::told_address(config),
         pages: is_demo.then(Pages::demo),
     })
 }

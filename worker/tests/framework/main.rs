@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A panic is how a test fails.
 
+mod docs;
 mod modules;
 mod pipelines;
 mod sessions;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use prost::Message;
+use shared::config::{Binary, Config};
 use worker::prelude::*;
 
 use crate::Journal;
@@ -199,13 +200,16 @@ async fn valid_validates_always_and_named_types_when_it_is_configured() {
     assert_eq!(off.send(&request(1, "shop.shop.valid", dear)).error().await, refused);
     off.send(&request(1, "shop.shop.valid", r#"{"price":1000}"#)).data().await;
 
+    let key = "pitaya.defaultpipelines.structvalidation.enabled".to_owned();
+    let setting = [(key, "true".to_owned())];
+    let config = Config::load(Binary::Worker, None, std::iter::empty(), &setting).unwrap();
     // The validation sees what the functions before the handler made of the message.
     let app = valid(shop(&journal))
         .on("shop.raw", async |raw: Bytes| Ok::<_, Error>(raw))
         .on("shop.none", async || Ok::<_, Error>(1))
         .before_in("shop", journal.step("before"))
         .validate::<Buy>()
-        .struct_validation(true);
+        .configured(&config);
     let on = Harness::new(app).await;
     journal.take();
     assert_eq!(on.send(&request(1, "shop.shop.buy", dear)).error().await, refused);
