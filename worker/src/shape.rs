@@ -361,13 +361,13 @@ mod tests {
     }
 
     #[derive(Deserialize)]
-    #[expect(dead_code, reason = "only its shape counts")]
     enum Kind {
         Rare,
         Common,
     }
 
     #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only its shape counts")]
     struct Tree {
         left: Option<Box<Tree>>,
         right: Option<Box<Tree>>,
