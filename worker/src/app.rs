@@ -4,7 +4,7 @@
 //! together when the application starts; nothing panics and nothing is silently replaced.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use shared::route::Route;
@@ -16,6 +16,7 @@ use crate::groups::MemoryGroups;
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
+use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
 use crate::service::Service;
@@ -39,6 +40,24 @@ pub struct ClusterView {
     pub servers: Arc<dyn Servers>,
     /// How long a call may take that says nothing else, and a request whose caller does not say.
     pub request_timeout: Duration,
+    /// Whether this process owns client connections. Its calls then name it, so that the callee can reach back to
+    /// its sessions (cluster protocol 3).
+    pub is_frontend: bool,
+    /// Whether calls to the own type or id run in this process. Otherwise they are refused, as in Pitaya.
+    pub is_loop_back_allowed: bool,
+}
+
+impl ClusterView {
+    /// The view of a backend with Pitaya's defaults: calls take 5 s, and none to the own type or id.
+    pub fn new(server_id: impl Into<String>, servers: Arc<dyn Servers>) -> Self {
+        Self {
+            server_id: server_id.into(),
+            servers,
+            request_timeout: Duration::from_secs(5),
+            is_frontend: false,
+            is_loop_back_allowed: false,
+        }
+    }
 }
 
 /// An application under construction.
@@ -111,10 +130,16 @@ impl App {
         self
     }
 
-    /// Answers the calls of other servers to `service.method`. Arguments and results are protobuf
-    /// ([`Pb`](crate::Pb)) between servers; clients cannot reach it.
+    /// Answers the calls of other servers to `service.method`; see [`Rpc`](crate::Rpc). Clients cannot reach it.
+    ///
+    /// Arguments and results are protobuf ([`Pb`](crate::Pb)) between servers. A remote without an argument ignores
+    /// what is sent to it; one that returns nothing answers an empty message. There is no session. The service `sys`
+    /// is the framework's own.
     pub fn remote<Marker: 'static>(mut self, route: &str, remote: impl Handler<Marker>) -> Self {
         self.check_route(route);
+        if route.starts_with("sys.") {
+            self.mistakes.push(format!("{route}: the service sys is reserved"));
+        }
         if self.routes.remotes.insert(route.to_owned(), AnyHandler::new(remote)).is_some() {
             self.mistakes.push(format!("two remotes of {route}"));
         }
@@ -189,6 +214,10 @@ impl App {
             servers: view.servers,
             groups: MemoryGroups::default(),
             request_timeout: view.request_timeout,
+            is_frontend: view.is_frontend,
+            is_loop_back_allowed: view.is_loop_back_allowed,
+            peers: Peers::default(),
+            own_service: OnceLock::new(),
         };
         let runtime = tokio::runtime::Handle::current();
         Service::new(environment, self.routes, self.hooks, self.limits, runtime)

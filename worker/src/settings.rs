@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) limits: Limits,
     pub(crate) request_timeout: Duration,
+    /// Calls to the own type or id run in this process instead of being refused.
+    pub(crate) is_loop_back_allowed: bool,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
     /// Where health and metrics are served.
@@ -42,6 +44,7 @@ impl Settings {
             discovery: DiscoveryOptions::new(config),
             limits,
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
             exporter,
             admin: admin(config),
         })

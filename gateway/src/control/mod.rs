@@ -134,10 +134,10 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
+        let servers = Arc::new(worker::FixedServers::new([gateway]));
         let view = worker::ClusterView {
-            server_id: game.id.clone(),
-            servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
+            ..worker::ClusterView::new(&game.id, servers)
         };
         let service = application
             .embed(bus.clone(), view)
