@@ -59,3 +59,8 @@ pub use session::Session;
 pub use shared::server::{Server, ServerTable};
 pub use state::{State, States};
 pub use worker_macros::handlers;
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
