@@ -10,17 +10,20 @@ use std::time::Duration;
 use shared::route::Route;
 
 use crate::admission::Limits;
+use crate::app_parts::Parts;
 use crate::call::Environment;
 use crate::error::{Error, Result};
 use crate::groups::MemoryGroups;
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
+use crate::listeners::Listener;
 use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
-use crate::service::Service;
+use crate::service::{Began, Service};
 use crate::state::States;
+use crate::timers::TimerSet;
 
 /// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers).
 #[diagnostic::on_unimplemented(
@@ -81,7 +84,8 @@ pub struct App {
     routes: Routes,
     concurrent: BTreeSet<String>,
     hooks: Hooks,
-    mistakes: Vec<String>,
+    pub(crate) parts: Parts,
+    pub(crate) mistakes: Vec<String>,
 }
 
 impl App {
@@ -94,6 +98,7 @@ impl App {
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
             hooks: Hooks::default(),
+            parts: Parts::default(),
             mistakes: Vec::new(),
         }
     }
@@ -157,19 +162,26 @@ impl App {
         self
     }
 
-    /// Runs before the first request. A failure ends the start.
+    /// Runs before the first request, in the order given. A failure ends the start. Pitaya's `Init`.
     pub fn on_start<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.on_start.push(AnyHandler::new(hook));
         self
     }
 
-    /// Runs when the end begins, while requests are still served. The last one given runs first.
+    /// Runs after `on_start` of all, in the order given. A failure ends the start. Pitaya's `AfterInit`.
+    pub fn on_ready<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
+        self.hooks.on_ready.push(AnyHandler::new(hook));
+        self
+    }
+
+    /// Runs at the end, after the last request and after the modules; pushes still leave. The last one given runs first.
+    /// A [module](crate::Module) is told while requests are still served.
     pub fn before_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.before_shutdown.insert(0, AnyHandler::new(hook));
         self
     }
 
-    /// Runs after the last request. The last one given runs first.
+    /// Runs after `before_shutdown` of all. The last one given runs first. Pitaya's `Shutdown`.
     pub fn on_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.on_shutdown.insert(0, AnyHandler::new(hook));
         self
@@ -205,7 +217,8 @@ impl App {
     }
 
     /// The service of a checked application, without its start hooks having run.
-    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+        self.routes.pipelines = self.parts.pipelines;
         let environment = Environment {
             server_id: view.server_id,
             server_type: self.server_type,
@@ -213,6 +226,9 @@ impl App {
             link,
             servers: view.servers,
             groups: MemoryGroups::default(),
+            modules: self.parts.modules,
+            timers: TimerSet::default(),
+            counters: Arc::default(),
             request_timeout: view.request_timeout,
             is_frontend: view.is_frontend,
             is_loop_back_allowed: view.is_loop_back_allowed,
@@ -220,7 +236,8 @@ impl App {
             own_service: OnceLock::new(),
         };
         let runtime = tokio::runtime::Handle::current();
-        Service::new(environment, self.routes, self.hooks, self.limits, runtime)
+        let began = Began { timers: self.parts.timers, listeners: self.parts.listeners };
+        Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime)
     }
 
     fn check_route(&mut self, route: &str) {
@@ -237,9 +254,18 @@ impl App {
                 None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
             }
         }
-        for hook in self.hooks.iter() {
+        self.mistakes.extend(self.parts.pipelines.missing(&self.states));
+        let timers = self.parts.timers.iter().map(|timer| &timer.run);
+        let listeners = self.parts.listeners.iter().filter_map(|listener| match listener {
+            Listener::Function(function) => Some(function),
+            Listener::Members(_) | Listener::Servers(_) => None,
+        });
+        for hook in self.hooks.iter().chain(timers).chain(listeners) {
             if hook.kind == Kind::Request {
-                self.mistakes.push("a hook returns a value; return Result<()> or nothing".into());
+                self.mistakes.push(
+                    "a hook, timer or listener returns a value; return Result<()> or nothing"
+                        .into(),
+                );
             }
             self.mistakes
                 .extend(hook.missing(&self.states).map(|missing| format!("hook: {missing}")));

@@ -1,6 +1,7 @@
 //! One call as handlers and extractors see it, and the call from here to another server.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::any::Any;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,15 +11,18 @@ use shared::error::code;
 use shared::server::Server;
 use tokio::time::Instant;
 
+use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
 use crate::groups::MemoryGroups;
 use crate::link::{Link, LinkError};
 use crate::metadata::{self, Caller};
+use crate::modules::ModuleList;
 use crate::peers::Peers;
 use crate::servers::Servers;
 use crate::service::WeakService;
 use crate::session::SessionState;
 use crate::state::States;
+use crate::timers::TimerSet;
 
 /// What all calls of a process share.
 pub(crate) struct Environment {
@@ -28,6 +32,9 @@ pub(crate) struct Environment {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
     pub(crate) groups: MemoryGroups,
+    pub(crate) modules: ModuleList,
+    pub(crate) timers: TimerSet,
+    pub(crate) counters: Arc<Counters>,
     /// For requests and calls that name no timeout of their own.
     pub(crate) request_timeout: Duration,
     /// See [`ClusterView::is_frontend`](crate::ClusterView::is_frontend).
@@ -37,6 +44,14 @@ pub(crate) struct Environment {
     pub(crate) peers: Peers,
     /// For calls to ourselves. Set when the service was made.
     pub(crate) own_service: OnceLock<WeakService>,
+}
+
+impl Environment {
+    /// Reports a panic of the application's code, whose text the runtime has printed already.
+    pub(crate) fn note_panic(&self, route: &str, whose: &str) {
+        self.counters.add(Counter::Panicked);
+        tracing::error!(route, whose, "a panic was caught");
+    }
 }
 
 /// What belongs to one call and its extractors share.
@@ -49,6 +64,8 @@ pub(crate) struct Context {
     pub(crate) deadline: Option<Instant>,
     /// None in hooks and remotes.
     pub(crate) session: Option<Mutex<SessionState>>,
+    /// What pipelines and handlers of this call leave for each other, by type. Mostly nothing.
+    pub(crate) values: Mutex<Option<Box<States>>>,
 }
 
 /// A call on its way out.
@@ -65,11 +82,15 @@ pub(crate) struct Outgoing<'a> {
 pub struct Call {
     context: Arc<Context>,
     message: Bytes,
+    /// The message as the handler's last argument, when it was decoded before the handler's turn.
+    pub(crate) argument: Option<Box<dyn Any + Send>>,
+    /// What became of the call, for the functions after the handler.
+    pub(crate) outcome: Option<Result<Bytes>>,
 }
 
 impl Call {
     pub(crate) fn new(context: Arc<Context>, message: Bytes) -> Self {
-        Self { context, message }
+        Self { context, message, argument: None, outcome: None }
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
@@ -92,7 +113,18 @@ impl Context {
             frontend_id: String::new(),
             deadline: None,
             session: None,
+            values: Mutex::default(),
         }
+    }
+
+    /// Leaves a value for whatever of this call runs later; one of the same type is replaced.
+    pub(crate) fn insert<T: Send + Sync + 'static>(&self, value: T) {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.get_or_insert_default().insert(value);
+    }
+
+    pub(crate) fn find<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.find()
     }
 
     pub(crate) fn remaining(&self) -> Duration {

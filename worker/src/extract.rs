@@ -70,6 +70,17 @@ impl Ctx {
         self.0.environment.servers.table()
     }
 
+    /// Leaves a value for whatever of this call runs later: the next functions of the pipeline, the handler. One of
+    /// the same type is replaced. Nobody else sees it.
+    pub fn insert<T: Send + Sync + 'static>(&self, value: T) {
+        self.0.insert(value);
+    }
+
+    /// What was left with [`Ctx::insert`] earlier in this call.
+    pub fn find<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.0.find()
+    }
+
     /// What is left until the framework cancels the call and answers a timeout.
     pub fn remaining(&self) -> Duration {
         self.0.remaining()

@@ -75,8 +75,13 @@ pub struct ViaMessage;
     note = "a message is a type with `#[derive(Deserialize)]`, `Pb<T>` with a protobuf message, or `Bytes`"
 )]
 pub trait FromLast<Via>: Sized + Send {
+    /// Decodes the message ahead of time, so that a message that cannot be read is refused before the pipelines run.
+    fn prepare(_: &mut Call) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes the argument.
-    fn from_last(call: &Call) -> Result<Self>;
+    fn from_last(call: &mut Call) -> Result<Self>;
 
     /// See [`FromCall::missing`].
     fn missing(_: &States) -> Option<String> {
@@ -85,7 +90,7 @@ pub trait FromLast<Via>: Sized + Send {
 }
 
 impl<T: FromCall> FromLast<ViaCall> for T {
-    fn from_last(call: &Call) -> Result<Self> {
+    fn from_last(call: &mut Call) -> Result<Self> {
         T::from_call(call)
     }
 
@@ -95,8 +100,18 @@ impl<T: FromCall> FromLast<ViaCall> for T {
 }
 
 impl<T: Payload> FromLast<ViaMessage> for T {
-    fn from_last(call: &Call) -> Result<Self> {
-        T::decode(call.message())
+    fn prepare(call: &mut Call) -> Result<()> {
+        let argument = T::decode(call.message())?;
+        call.argument = Some(Box::new(argument));
+        Ok(())
+    }
+
+    fn from_last(call: &mut Call) -> Result<Self> {
+        let prepared = call.argument.take().and_then(|argument| argument.downcast().ok());
+        let argument =
+            prepared.map_or_else(|| T::decode(call.message()), |argument| Ok(*argument))?;
+        argument.check()?;
+        Ok(argument)
     }
 }
 
@@ -113,6 +128,11 @@ pub trait Handler<Marker>: Send + Sync + 'static {
 
     /// What the arguments need and `states` does not hold; found at start instead of at the first call.
     fn missing(&self, states: &States) -> Option<String>;
+
+    /// Decodes the message ahead of the call; see [`FromLast::prepare`].
+    fn prepare(&self, _: &mut Call) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes the arguments and calls the function. The answer is empty for a notify.
     fn call(&self, call: Call) -> BoxFuture<'static, Result<Bytes>>;
@@ -139,10 +159,14 @@ macro_rules! handler {
                 Last::missing(states)
             }
 
-            fn call(&self, call: Call) -> BoxFuture<'static, Result<Bytes>> {
+            fn prepare(&self, call: &mut Call) -> Result<()> {
+                Last::prepare(call)
+            }
+
+            fn call(&self, mut call: Call) -> BoxFuture<'static, Result<Bytes>> {
                 let future = (|| Ok((self)(
                     $(<$argument as FromCall>::from_call(&call)?,)*
-                    Last::from_last(&call)?,
+                    Last::from_last(&mut call)?,
                 )))();
                 match future {
                     Ok(future) => Box::pin(async move { future.await.into_answer() }),
@@ -183,6 +207,7 @@ handler!(A1, A2, A3, A4, A5, A6);
 handler!(A1, A2, A3, A4, A5, A6, A7);
 
 type CallAny = dyn Fn(Call) -> BoxFuture<'static, Result<Bytes>> + Send + Sync;
+type PrepareAny = dyn Fn(&mut Call) -> Result<()> + Send + Sync;
 type MissingOfAny = dyn Fn(&States) -> Option<String> + Send + Sync;
 
 /// A handler without its type, as the tables hold it.
@@ -190,22 +215,29 @@ type MissingOfAny = dyn Fn(&States) -> Option<String> + Send + Sync;
 pub(crate) struct AnyHandler {
     pub(crate) kind: Kind,
     call: Arc<CallAny>,
+    prepare: Arc<PrepareAny>,
     missing: Arc<MissingOfAny>,
 }
 
 impl AnyHandler {
     pub(crate) fn new<Marker: 'static>(handler: impl Handler<Marker>) -> Self {
         let handler = Arc::new(handler);
-        let same = Arc::clone(&handler);
+        let (same, prepared) = (Arc::clone(&handler), Arc::clone(&handler));
         Self {
             kind: handler.kind(),
             call: Arc::new(move |call| handler.call(call)),
+            prepare: Arc::new(move |call| prepared.prepare(call)),
             missing: Arc::new(move |states| same.missing(states)),
         }
     }
 
     pub(crate) fn call(&self, call: Call) -> BoxFuture<'static, Result<Bytes>> {
         (self.call)(call)
+    }
+
+    /// Decodes the message ahead of [`AnyHandler::call`].
+    pub(crate) fn prepare(&self, call: &mut Call) -> Result<()> {
+        (self.prepare)(call)
     }
 
     pub(crate) fn missing(&self, states: &States) -> Option<String> {

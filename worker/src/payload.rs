@@ -34,6 +34,11 @@ pub struct Pb<T>(pub T);
 pub trait Payload: Sized + Send + 'static {
     /// Reads a message. Fails with `PIT-400` and the decoder's text.
     fn decode(bytes: &Bytes) -> Result<Self>;
+
+    /// Judges a message that could be read, after the functions before the handler; see [`Valid`](crate::Valid).
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<T: DeserializeOwned + Send + 'static> Payload for T {

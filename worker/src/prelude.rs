@@ -6,5 +6,6 @@ pub use std::time::Duration;
 
 pub use crate::bail;
 pub use crate::{
-    App, Component, Ctx, Error, Groups, Pb, Push, Result, ResultExt, Rpc, Session, State, handlers,
+    App, Component, Ctx, Error, Groups, Handshake, Module, Modules, Outcome, Pb, Push, Result,
+    ResultExt, Rpc, ServerChange, Session, State, Timers, Valid, Validate, handlers,
 };

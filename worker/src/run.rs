@@ -2,7 +2,7 @@
 //!
 //! Start: connect to NATS, follow the cluster, run the start hooks, subscribe, and only then announce the server, so
 //! that nobody calls a server that is deaf. Stop, the other way round: leave the cluster, give others time to notice,
-//! unsubscribe, finish what was taken, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
+//! tell the modules, unsubscribe, finish what was taken, end timers, modules and components, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
 //! server announces its end, the worker moves to another one first, without losing or doubling a request.
 //!
 //! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
@@ -53,9 +53,11 @@ impl App {
 
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
+        let is_validating = config.bool("pitaya.defaultpipelines.structvalidation.enabled");
         let settings = Settings::new(config, self.server_type(), self.limits)?;
+        let app = self.struct_validation(is_validating);
         let app =
-            self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+            app.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -143,6 +145,7 @@ struct Running {
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
+    listeners: JoinSet<()>,
     drain_limit: Duration,
 }
 
@@ -163,6 +166,7 @@ impl Running {
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
+        let listeners = service.listen(&discovery);
         let status = Arc::new(Status {
             service,
             link,
@@ -176,7 +180,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -235,8 +239,8 @@ impl Running {
         let Status { service, link, discovery, is_serving, .. } = &*self.status;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
-        service.before_shutdown().await;
         discovery.leave().await;
+        service.before_shutdown().await;
         self.feeds.stop().await;
         let drained = service.drain(self.drain_limit);
         let hurried = async {
@@ -250,6 +254,7 @@ impl Running {
             },
             () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
         }
+        drop(self.listeners);
         service.on_shutdown().await;
         if link.refused() > 0 {
             tracing::warn!(

@@ -13,31 +13,35 @@
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
+use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admission, Limits, Permit};
 use crate::answer;
-use crate::call::{Call, Context, Environment};
+use crate::call::{Context, Environment};
 use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
-use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
+use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
 use crate::panic::error_of_panic;
+use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
 use crate::session::SessionState;
 use crate::session_data::SessionData;
+use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -80,15 +84,22 @@ struct Inner {
     environment: Arc<Environment>,
     routes: Routes,
     hooks: Hooks,
+    began: Mutex<Began>,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
     running: Semaphore,
     limits: Limits,
     keys: RandomState,
-    counters: Arc<Counters>,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
+}
+
+/// What begins with the service.
+#[derive(Default)]
+pub(crate) struct Began {
+    pub(crate) timers: Vec<TimerPlan>,
+    pub(crate) listeners: Vec<Listener>,
 }
 
 /// One request on its way through the queues.
@@ -104,7 +115,7 @@ impl Service {
     pub(crate) fn new(
         environment: Environment,
         routes: Routes,
-        hooks: Hooks,
+        (hooks, began): (Hooks, Began),
         limits: Limits,
         runtime: tokio::runtime::Handle,
     ) -> Self {
@@ -112,12 +123,12 @@ impl Service {
             environment: Arc::new(environment),
             routes,
             hooks,
+            began: Mutex::new(began),
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
-            counters: Arc::new(Counters::default()),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
@@ -133,13 +144,13 @@ impl Service {
         let inner = &self.0;
         let arrived = Instant::now();
         let Some(permit) = inner.admission.admit(request.len()) else {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
         let (request, msg) = match decode(request) {
             Ok(parts) => parts,
             Err(error) => {
-                inner.counters.add(Counter::Failed);
+                inner.environment.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
@@ -157,7 +168,7 @@ impl Service {
             }
             Enqueued::Queued => {}
             Enqueued::Full(job) => {
-                inner.counters.add(Counter::Busy);
+                inner.environment.counters.add(Counter::Busy);
                 job.reply.send(answer::busy());
             }
         }
@@ -175,7 +186,7 @@ impl Service {
 
     /// What happened so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.0.counters
+        &self.0.environment.counters
     }
 
     /// Requests that wait or run.
@@ -204,8 +215,8 @@ impl Service {
         self.in_flight()
     }
 
-    /// The end of an embedded application: the hooks `before_shutdown`, the wait of [`Service::drain`], the hooks
-    /// `on_shutdown`. Returns what was left. `App::run` does it by itself.
+    /// The end of an embedded application: the modules are told, the wait of [`Service::drain`], then timers, modules and
+    /// components end. Returns what was left. `App::run` does it by itself.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.before_shutdown().await;
         let left = self.drain(limit).await;
@@ -213,17 +224,38 @@ impl Service {
         left
     }
 
-    /// Runs the start hooks.
+    /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
-        self.0.hooks.start(&self.0.environment).await
+        let environment = &self.0.environment;
+        self.0.hooks.start(environment).await?;
+        environment.modules.start(environment).await?;
+        for timer in std::mem::take(&mut self.began().timers) {
+            environment.timers.start(timer, environment)?;
+        }
+        Ok(())
     }
 
+    /// Tells the listeners about servers from now on, until the set is dropped.
+    pub(crate) fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
+        let listeners = std::mem::take(&mut self.began().listeners);
+        listeners::start(&listeners, discovery, &self.0.environment)
+    }
+
+    fn began(&self) -> MutexGuard<'_, Began> {
+        self.0.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the modules that the end begins.
     pub(crate) async fn before_shutdown(&self) {
-        self.0.hooks.before_shutdown(&self.0.environment).await;
+        self.0.environment.modules.before_shutdown(&self.0.environment).await;
     }
 
+    /// Ends timers, then modules, then components.
     pub(crate) async fn on_shutdown(&self) {
-        self.0.hooks.on_shutdown(&self.0.environment).await;
+        let environment = &self.0.environment;
+        environment.timers.close().await;
+        environment.modules.shutdown(environment).await;
+        self.0.hooks.shutdown(environment).await;
     }
 }
 
@@ -255,17 +287,16 @@ impl Inner {
         let waited = arrived.elapsed();
         let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
-            self.counters.add(Counter::Panicked);
-            tracing::error!(route, session_id, "a handler panicked");
+            self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
-            self.counters.add(Counter::Failed);
+            self.environment.counters.add(Counter::Failed);
             tracing::debug!(route, session_id, %error, "a request failed");
             self.map_error(error)
         });
         if outcome.is_ok() {
-            self.counters.add(Counter::Ok);
+            self.environment.counters.add(Counter::Ok);
         }
         if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
             let code = outcome.as_ref().err().map_or("", |error| &error.code);
@@ -299,23 +330,31 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let is_sys = session.is_some();
-        let context = Context {
+        let side = if session.is_some() { Side::Client } else { Side::Server };
+        let context = Arc::new(Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
             metadata: request.metadata,
             frontend_id: request.frontend_id,
             deadline: Some(deadline),
             session,
-        };
-        let data = self.call(handler, Call::new(Arc::new(context), msg.data), deadline).await?;
-        Ok(if is_sys && is_notify { answer::ack() } else { data })
+            values: Mutex::default(),
+        });
+        let is_acknowledged = side == Side::Client && is_notify;
+        let finish = |data| if is_acknowledged { answer::ack() } else { data };
+        let key = routes::key(&context.route)?;
+        let call = (&context, msg.data);
+        self.within(deadline, self.routes.pipelines.call(side, key, handler, call, finish)).await
     }
 
-    /// Runs the handler until its deadline, where it is dropped.
-    async fn call(&self, handler: &AnyHandler, call: Call, deadline: Instant) -> Result<Bytes> {
+    /// Runs a handler, with what is around it, until its deadline, where it is dropped.
+    async fn within(
+        &self,
+        deadline: Instant,
+        call: impl Future<Output = Result<Bytes>>,
+    ) -> Result<Bytes> {
         let expired = |counter| {
-            self.counters.add(counter);
+            self.environment.counters.add(counter);
             Error::new(code::INTERNAL, "rpc client: request timeout")
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
@@ -324,7 +363,7 @@ impl Inner {
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));
         }
-        let outcome = timeout_at(deadline, async { handler.call(call).await }).await;
+        let outcome = timeout_at(deadline, call).await;
         outcome.unwrap_or_else(|_| Err(expired(Counter::Cancelled)))
     }
 
