@@ -21,6 +21,7 @@ pub mod nats;
 pub mod packet;
 pub mod route;
 pub mod router;
+pub mod routing;
 pub mod secret;
 pub mod server;
 pub mod session;

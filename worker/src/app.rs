@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use shared::route::Route;
+use shared::router::Policy;
+use shared::routing::Routing;
 
 use crate::admission::Limits;
 use crate::app_parts::Parts;
@@ -48,6 +50,8 @@ pub struct ClusterView {
     pub is_frontend: bool,
     /// Whether calls to the own type or id run in this process. Otherwise they are refused, as in Pitaya.
     pub is_loop_back_allowed: bool,
+    /// What the configuration says of the choice of servers; the application's own rules come below it.
+    pub routing: Routing,
 }
 
 impl ClusterView {
@@ -59,6 +63,7 @@ impl ClusterView {
             request_timeout: Duration::from_secs(5),
             is_frontend: false,
             is_loop_back_allowed: false,
+            routing: Routing::new(Policy::Random),
         }
     }
 }
@@ -218,6 +223,7 @@ impl App {
 
     /// The service of a checked application, without its start hooks having run.
     pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+        let routing = self.complete(view.routing);
         self.routes.pipelines = self.parts.pipelines;
         let environment = Environment {
             server_id: view.server_id,
@@ -233,6 +239,7 @@ impl App {
             is_frontend: view.is_frontend,
             is_loop_back_allowed: view.is_loop_back_allowed,
             peers: Peers::default(),
+            routing,
             own_service: OnceLock::new(),
         };
         let runtime = tokio::runtime::Handle::current();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use serde_json::{Map, Value};
 use shared::error::code;
+use shared::routing::Routing;
 use shared::server::Server;
 use tokio::time::Instant;
 
@@ -42,6 +43,7 @@ pub(crate) struct Environment {
     /// See [`ClusterView::is_loop_back_allowed`](crate::ClusterView::is_loop_back_allowed).
     pub(crate) is_loop_back_allowed: bool,
     pub(crate) peers: Peers,
+    pub(crate) routing: Routing,
     /// For calls to ourselves. Set when the service was made.
     pub(crate) own_service: OnceLock<WeakService>,
 }

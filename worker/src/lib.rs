@@ -69,6 +69,8 @@ pub use rpc::Rpc;
 pub use servers::{FixedServers, Servers};
 pub use service::{Reply, Service};
 pub use session::Session;
+pub use shared::router::Policy;
+pub use shared::routing::{RouteRequest, RouteSession};
 pub use shared::server::{Server, ServerTable};
 pub use state::{State, States};
 pub use timers::{Timer, Timers};

@@ -1,10 +1,10 @@
 //! Calls to remotes of other servers (user RPC, cluster protocol 5.4).
 //!
 //! A call goes out once, except when NATS says that nobody listens: then it provably reached nobody, and another
-//! server of the type gets it. After a timeout it may have been carried out, and is not repeated. Calls to the own
+//! server of the type gets it, unless a function of the application has chosen. After a timeout it may have been carried out, and is not repeated. Calls to the own
 //! type or id are refused, as in Pitaya, or run in this process when that is configured.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use prost::Message;
 use serde_json::{Map, Value};
 use shared::error::code;
 use shared::route::Route;
+use shared::router::Policy;
+use shared::routing::{self, RouteFunction, RouteRequest, RouteSession, Rule};
 use shared::server::Server;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -20,6 +22,7 @@ use crate::call::{Call, Context, Outgoing, read_answer};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
 use crate::link::LinkError;
+use crate::peers::Wanted;
 use crate::service::{Reply, WeakService};
 
 /// Extractor that calls remotes of other servers.
@@ -45,11 +48,13 @@ pub struct Rpc {
     context: Arc<Context>,
     timeout: Option<Duration>,
     entries: Map<String, Value>,
+    key: Option<String>,
 }
 
 impl FromCall for Rpc {
     fn from_call(call: &Call) -> Result<Self> {
-        Ok(Self { context: Arc::clone(call.context()), timeout: None, entries: Map::new() })
+        let context = Arc::clone(call.context());
+        Ok(Self { context, timeout: None, entries: Map::new(), key: None })
     }
 }
 
@@ -85,14 +90,33 @@ impl Rpc {
         if server_type == environment.server_type {
             return self.call_own(route, argument).await;
         }
+        match environment.routing.of(server_type) {
+            Rule::Policy(policy) => self.call_any(server_type, *policy, route, argument).await,
+            Rule::Function(function) => {
+                let server = self.ask(function, server_type, route, &argument)?;
+                self.call_one(&server, route, argument).await
+            }
+        }
+    }
+
+    /// The servers of a type that were not tried yet, one after the other, until one takes the call.
+    async fn call_any(
+        &self,
+        server_type: &str,
+        policy: Policy,
+        route: &str,
+        argument: Bytes,
+    ) -> Result<Bytes> {
+        let environment = &self.context.environment;
         let deadline = Instant::now() + self.timeout_of_call();
+        let key = self.key_of_call();
         let mut tried: Vec<Arc<Server>> = Vec::new();
-        let mut nobody = Error::new(code::INTERNAL, "no servers available of this type");
+        let mut nobody = no_servers();
         loop {
             let table = environment.servers.table();
-            let Some(chosen) = environment.peers.choose(table.by_type(server_type), &tried) else {
-                return Err(nobody);
-            };
+            let wanted = Wanted { server_type, policy, key: &key, tried: &tried };
+            let chosen = environment.peers.choose(table.by_type(server_type), &wanted);
+            let Some(chosen) = chosen else { return Err(nobody) };
             let left = deadline.saturating_duration_since(Instant::now());
             let call = self.outgoing(route, argument.clone(), left);
             match self.context.request(chosen.server(), &call).await {
@@ -119,9 +143,54 @@ impl Rpc {
         }
         let server = environment.servers.by_id(server_id);
         let server = server.ok_or_else(|| Error::unknown("server not found"))?;
+        self.call_one(&server, route, argument).await
+    }
+
+    async fn call_one(&self, server: &Server, route: &str, argument: Bytes) -> Result<Bytes> {
         let call = self.outgoing(route, argument, self.timeout_of_call());
-        let answer = self.context.request(&server, &call).await;
-        read_answer(answer.map_err(|error| self.context.link_error(error, &server, &call))?)
+        let answer = self.context.request(server, &call).await;
+        read_answer(answer.map_err(|error| self.context.link_error(error, server, &call))?)
+    }
+
+    /// Lets a function of the application choose.
+    fn ask(
+        &self,
+        function: &RouteFunction,
+        server_type: &str,
+        route: &str,
+        payload: &[u8],
+    ) -> Result<Arc<Server>> {
+        let table = self.context.environment.servers.table();
+        let servers = table.by_type(server_type);
+        if servers.is_empty() {
+            return Err(no_servers());
+        }
+        let ask = |session| {
+            let request = RouteRequest { route, payload, session, servers, table: &table };
+            Ok(routing::ask(function, &request)?)
+        };
+        let Some(state) = &self.context.session else { return ask(None) };
+        // Copied out: the function is the application's, and may look at the session itself.
+        let (id, uid, data) = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.id, state.uid.clone(), state.data.encode())
+        };
+        ask(Some(RouteSession { id, uid: &uid, data: &data }))
+    }
+
+    /// Calls that belong together by this key where servers are chosen by consistent hash or stickily. Without it that is
+    /// the user of the session, if there is one.
+    #[must_use]
+    pub fn key(&self, key: impl Into<String>) -> Self {
+        Self { key: Some(key.into()), ..self.clone() }
+    }
+
+    fn key_of_call(&self) -> String {
+        if let Some(key) = &self.key {
+            return key.clone();
+        }
+        let Some(state) = &self.context.session else { return String::new() };
+        state.lock().unwrap_or_else(PoisonError::into_inner).uid.clone()
     }
 
     /// Calls that wait this long at most. The time of the request that is being served ends them earlier.
@@ -173,6 +242,10 @@ impl Rpc {
             Err(_) => Err(self.context.timeout_error(&environment.server_id, &call)),
         }
     }
+}
+
+fn no_servers() -> Error {
+    Error::new(code::INTERNAL, "no servers available of this type")
 }
 
 /// The server type of a route that names one.

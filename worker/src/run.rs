@@ -160,6 +160,7 @@ impl Running {
         let view = ClusterView {
             request_timeout: settings.request_timeout,
             is_loop_back_allowed: settings.is_loop_back_allowed,
+            routing: settings.routing.clone(),
             ..ClusterView::new(&settings.own.id, servers)
         };
         let service = app.build(Arc::new(link.clone()), view);

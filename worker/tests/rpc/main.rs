@@ -7,4 +7,5 @@ mod servers;
 
 mod calls;
 mod failures;
+mod routing;
 mod world;
