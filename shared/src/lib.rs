@@ -23,6 +23,7 @@ pub mod packet;
 pub mod proxy;
 pub mod route;
 pub mod router;
+pub mod routing;
 pub mod secret;
 pub mod server;
 pub mod session;

@@ -4,10 +4,12 @@
 //! together when the application starts; nothing panics and nothing is silently replaced.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use shared::route::Route;
+use shared::router::Policy;
+use shared::routing::Routing;
 
 use crate::admission::Limits;
 use crate::app_parts::Parts;
@@ -19,6 +21,7 @@ use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::listeners::Listener;
+use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
 use crate::service::{Began, Service};
@@ -45,6 +48,28 @@ pub struct ClusterView {
     pub frontend_type: Option<String>,
     /// How long a call may take that says nothing else, and a request whose caller does not say.
     pub request_timeout: Duration,
+    /// Whether this process owns client connections. Its calls then name it, so that the callee can reach back to
+    /// its sessions (cluster protocol 3).
+    pub is_frontend: bool,
+    /// Whether calls to the own type or id run in this process. Otherwise they are refused, as in Pitaya.
+    pub is_loop_back_allowed: bool,
+    /// What the configuration says of the choice of servers; the application's own rules come below it.
+    pub routing: Routing,
+}
+
+impl ClusterView {
+    /// The view of a backend with Pitaya's defaults: calls take 5 s, and none to the own type or id.
+    pub fn new(server_id: impl Into<String>, servers: Arc<dyn Servers>) -> Self {
+        Self {
+            server_id: server_id.into(),
+            servers,
+            request_timeout: Duration::from_secs(5),
+            is_frontend: false,
+            frontend_type: None,
+            is_loop_back_allowed: false,
+            routing: Routing::new(Policy::Random),
+        }
+    }
 }
 
 /// An application under construction.
@@ -119,10 +144,16 @@ impl App {
         self
     }
 
-    /// Answers the calls of other servers to `service.method`. Arguments and results are protobuf
-    /// ([`Pb`](crate::Pb)) between servers; clients cannot reach it.
+    /// Answers the calls of other servers to `service.method`; see [`Rpc`](crate::Rpc). Clients cannot reach it.
+    ///
+    /// Arguments and results are protobuf ([`Pb`](crate::Pb)) between servers. A remote without an argument ignores
+    /// what is sent to it; one that returns nothing answers an empty message. There is no session. The service `sys`
+    /// is the framework's own.
     pub fn remote<Marker: 'static>(mut self, route: &str, remote: impl Handler<Marker>) -> Self {
         self.check_route(route);
+        if route.starts_with("sys.") {
+            self.mistakes.push(format!("{route}: the service sys is reserved"));
+        }
         if self.routes.remotes.insert(route.to_owned(), AnyHandler::new(remote)).is_some() {
             self.mistakes.push(format!("two remotes of {route}"));
         }
@@ -196,6 +227,7 @@ impl App {
 
     /// The service of a checked application, without its start hooks having run.
     pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+        let routing = self.complete(view.routing);
         self.routes.pipelines = self.parts.pipelines;
         let Parts { has_docs, descriptors, serializer, .. } = self.parts;
         let docs = if has_docs {
@@ -217,6 +249,11 @@ impl App {
             timers: TimerSet::default(),
             counters: Arc::default(),
             request_timeout: view.request_timeout,
+            is_frontend: view.is_frontend,
+            is_loop_back_allowed: view.is_loop_back_allowed,
+            peers: Peers::default(),
+            routing,
+            own_service: OnceLock::new(),
         };
         let runtime = tokio::runtime::Handle::current();
         let began = Began { timers: self.parts.timers, listeners: self.parts.listeners };

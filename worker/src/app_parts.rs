@@ -9,10 +9,13 @@ use std::time::Duration;
 use shared::config::Config;
 use shared::dictionary::Dictionary;
 use shared::error::Serializer;
+use shared::router::Policy;
+use shared::routing::{RouteRequest, Routing, Rule};
+use shared::server::Server;
 
 use crate::app::App;
 use crate::docs::{self, Descriptors};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handler::{AnyHandler, Handler};
 use crate::handshake::{Check, Handshake};
 use crate::listeners::{Listener, MemberListener, ServerListener};
@@ -35,6 +38,7 @@ pub(crate) struct Parts {
     pub(crate) has_docs: bool,
     pub(crate) descriptors: Descriptors,
     pub(crate) serializer: Serializer,
+    pub(crate) rules: Vec<(String, Rule)>,
 }
 
 /// Around handlers.
@@ -181,6 +185,59 @@ impl App {
     ) -> Self {
         self.parts.timers.push(TimerPlan { schedule: Schedule { interval, runs, condition }, run });
         self
+    }
+}
+
+/// Which server is asked.
+impl App {
+    /// Chooses the server for requests to servers of one type with a function: for the calls of this application, and
+    /// for the messages of clients where this application lives in a gateway. An entry of `pitaya.routing` for the type
+    /// counts before it, a later function replaces it.
+    ///
+    /// The server chosen is the one that is asked, or nobody; an error is the answer. The function runs while messages
+    /// are forwarded and must not wait for anything.
+    ///
+    /// ```
+    /// use worker::prelude::*;
+    ///
+    /// let app = App::new("lobby").route("room", |request| {
+    ///     let named = |server: &&std::sync::Arc<Server>| request.payload.starts_with(server.id.as_bytes());
+    ///     request.servers.iter().find(named).cloned().ok_or_else(|| Error::new("GAME-404", "no such room"))
+    /// });
+    /// ```
+    pub fn route(
+        self,
+        server_type: &str,
+        choose: impl Fn(&RouteRequest<'_>) -> Result<Arc<Server>> + Send + Sync + 'static,
+    ) -> Self {
+        let choose = move |request: &RouteRequest<'_>| {
+            choose(request).map_err(|Error { code, msg, metadata }| shared::error::Error {
+                code,
+                msg,
+                metadata,
+            })
+        };
+        self.rule(server_type, choose.into())
+    }
+
+    /// The same with one of the policies; `default` stands for all types without a rule of their own. Without any rule
+    /// calls go to a random server of the type.
+    pub fn route_by(self, server_type: &str, policy: Policy) -> Self {
+        self.rule(server_type, policy.into())
+    }
+
+    fn rule(mut self, server_type: &str, rule: Rule) -> Self {
+        self.parts.rules.retain(|(other, _)| other != server_type);
+        self.parts.rules.push((server_type.to_owned(), rule));
+        self
+    }
+
+    /// Completes what a configuration says with the rules of this application. For hosts that forward messages.
+    pub fn complete(&self, mut routing: Routing) -> Routing {
+        for (server_type, rule) in &self.parts.rules {
+            routing.suggest(server_type, rule.clone());
+        }
+        routing
     }
 }
 

@@ -81,7 +81,7 @@ pub struct ViaMessage;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither an extractor nor a message",
     label = "a handler cannot take this",
-    note = "extractors are Session, State<T>, Push, Groups and Ctx; a message is the last argument",
+    note = "extractors are Session, State<T>, Rpc, Push, Groups and Ctx; a message is the last argument",
     note = "a message is a type with `#[derive(Deserialize)]`, `Pb<T>` with a protobuf message, or `Bytes`"
 )]
 pub trait FromLast<Via>: Sized + Send {
@@ -138,7 +138,7 @@ impl<T: Payload> FromLast<ViaMessage> for T {
 #[diagnostic::on_unimplemented(
     message = "this is not a handler",
     label = "not an async function of extractors and a message",
-    note = "a handler is an `async fn` with extractors (Session, State<T>, Push, Groups, Ctx) as arguments, the message last, which returns `Result<T>` or nothing",
+    note = "a handler is an `async fn` with extractors (Session, State<T>, Rpc, Push, Groups, Ctx) as arguments, the message last, which returns `Result<T>` or nothing",
     note = "its future must be Send: do not hold an Rc or a lock guard across an await"
 )]
 pub trait Handler<Marker>: Send + Sync + 'static {

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use prost::Message;
 use shared::cluster::discovery::{Departure, Discovery, ServerEvent};
 use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -24,12 +23,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::call::{Call, Context, Environment};
+use crate::call::{Call, Context, Environment, Outgoing};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
 use crate::handler::AnyHandler;
 use crate::link::LinkError;
-use crate::metadata::{self, Caller};
 
 /// How long a server that is gone from etcd may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -249,7 +247,7 @@ impl Listener {
 }
 
 /// Asks a server that did not say goodbye whether it is there.
-async fn find_cause(server: &Server, environment: &Environment) -> DownCause {
+async fn find_cause(server: &Server, environment: &Arc<Environment>) -> DownCause {
     if !is_alive(server, environment).await {
         return DownCause::Crashed;
     }
@@ -262,20 +260,10 @@ async fn find_cause(server: &Server, environment: &Environment) -> DownCause {
     if is_alive(server, environment).await { DownCause::LeaseLost } else { DownCause::Left }
 }
 
-async fn is_alive(server: &Server, environment: &Environment) -> bool {
-    let caller = Caller {
-        id: &environment.server_id,
-        server_type: &environment.server_type,
-        timeout: PROBE_TIMEOUT,
-    };
-    let msg = proto::Msg { route: PROBE_ROUTE.to_owned(), ..proto::Msg::default() };
-    let request = proto::Request {
-        r#type: proto::RpcType::User.into(),
-        msg: Some(msg),
-        metadata: metadata::encode_nested(b"", &caller).into(),
-        ..proto::Request::default()
-    };
-    let link = &environment.link;
-    let asked = link.request(&server.subject(), request.encode_to_vec(), PROBE_TIMEOUT).await;
+async fn is_alive(server: &Server, environment: &Arc<Environment>) -> bool {
+    let entries = serde_json::Map::new();
+    let (route, timeout) = (PROBE_ROUTE, PROBE_TIMEOUT);
+    let call = Outgoing { route, argument: Bytes::new(), timeout, entries: &entries };
+    let asked = Context::of_hook(Arc::clone(environment)).request(server, &call).await;
     asked.err() != Some(LinkError::NoResponders)
 }

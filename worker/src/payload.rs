@@ -29,7 +29,7 @@ pub struct Pb<T>(pub T);
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither an extractor nor a message",
     label = "a handler cannot take this",
-    note = "extractors are Session, State<T>, Push, Groups and Ctx; a message is the last argument",
+    note = "extractors are Session, State<T>, Rpc, Push, Groups and Ctx; a message is the last argument",
     note = "a message is a type with `#[derive(Deserialize)]`, `Pb<T>` with a protobuf message, or `Bytes`"
 )]
 pub trait Payload: Sized + Send + 'static {

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
 use shared::config::{Binary, Config};
-use shared::server::{Server, ServerTable};
+use shared::server::ServerTable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -155,11 +155,12 @@ impl Running {
         let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
         let discovery = Arc::new(Discovery::start(settings.discovery.clone(), &settings.own)?);
+        let servers = Arc::new(Discovered(discovery.tables()));
         let view = ClusterView {
-            server_id: settings.own.id.clone(),
-            servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
-            frontend_type: None,
+            is_loop_back_allowed: settings.is_loop_back_allowed,
+            routing: settings.routing.clone(),
+            ..ClusterView::new(&settings.own.id, servers)
         };
         let service = app.build(Arc::new(link.clone()), view);
         service.set_answer_bytes_max(link.payload_bytes_max());
@@ -273,8 +274,8 @@ impl Running {
 struct Discovered(watch::Receiver<Arc<ServerTable>>);
 
 impl Servers for Discovered {
-    fn by_id(&self, id: &str) -> Option<Arc<Server>> {
-        self.0.borrow().by_id(id).cloned()
+    fn table(&self) -> ServerTable {
+        ServerTable::clone(&self.0.borrow())
     }
 }
 

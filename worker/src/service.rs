@@ -13,7 +13,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -71,6 +71,16 @@ impl Reply {
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
+/// The service as its own calls reach it, without keeping it alive.
+pub(crate) struct WeakService(Weak<Inner>);
+
+impl WeakService {
+    /// None while the process ends.
+    pub(crate) fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(Service)
+    }
+}
+
 struct Inner {
     environment: Arc<Environment>,
     routes: Routes,
@@ -112,7 +122,7 @@ impl Service {
         limits: Limits,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let service = Self(Arc::new(Inner {
             environment: Arc::new(environment),
             routes,
             hooks,
@@ -125,7 +135,10 @@ impl Service {
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
-        }))
+        }));
+        let own = WeakService(Arc::downgrade(&service.0));
+        let _ = service.0.environment.own_service.set(own);
+        service
     }
 
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through

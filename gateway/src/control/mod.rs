@@ -138,11 +138,11 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
+        let servers = Arc::new(worker::FixedServers::new([gateway]));
         let view = worker::ClusterView {
-            server_id: game.id.clone(),
-            servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             frontend_type: Some(rules.server_type.clone()),
+            ..worker::ClusterView::new(&game.id, servers)
         };
         let service = application
             .embed(bus.clone(), view)
