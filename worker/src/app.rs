@@ -12,7 +12,7 @@ use shared::route::Route;
 use crate::admission::Limits;
 use crate::call::Environment;
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::{GroupStorage, GroupStore};
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
@@ -58,6 +58,7 @@ pub struct ClusterView {
 pub struct App {
     server_type: String,
     pub(crate) limits: Limits,
+    pub(crate) groups: GroupStorage,
     states: States,
     routes: Routes,
     concurrent: BTreeSet<String>,
@@ -71,6 +72,7 @@ impl App {
         Self {
             server_type: server_type.into(),
             limits: Limits::default(),
+            groups: GroupStorage::default(),
             states: States::default(),
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
@@ -168,30 +170,36 @@ impl App {
         self
     }
 
+    /// Keeps the groups elsewhere than in memory. An operator's `pitaya.groups.storage` overrides it.
+    pub fn groups(mut self, storage: GroupStorage) -> Self {
+        self.groups = storage;
+        self
+    }
+
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
     /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view);
+        let service = self.checked()?.build(link, view)?;
         service.start().await?;
         Ok(service)
     }
 
-    /// The service of a checked application, without its start hooks having run.
-    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+    /// The service of a checked application, without its start hooks having run. Fails for addresses that cannot be.
+    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
         let environment = Environment {
             server_id: view.server_id,
             server_type: self.server_type,
             states: self.states,
             link,
             servers: view.servers,
-            groups: MemoryGroups::default(),
+            groups: GroupStore::open(&self.groups)?,
             request_timeout: view.request_timeout,
         };
         let runtime = tokio::runtime::Handle::current();
-        Service::new(environment, self.routes, self.hooks, self.limits, runtime)
+        Ok(Service::new(environment, self.routes, self.hooks, self.limits, runtime))
     }
 
     fn check_route(&mut self, route: &str) {

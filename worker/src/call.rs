@@ -10,7 +10,7 @@ use shared::server::Server;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::GroupStore;
 use crate::link::{Link, LinkError};
 use crate::metadata::{self, Caller};
 use crate::servers::Servers;
@@ -24,7 +24,7 @@ pub(crate) struct Environment {
     pub(crate) states: States,
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
-    pub(crate) groups: MemoryGroups,
+    pub(crate) groups: GroupStore,
     /// For requests and calls that name no timeout of their own.
     pub(crate) request_timeout: Duration,
 }

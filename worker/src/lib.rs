@@ -45,7 +45,7 @@ pub use call::Call;
 pub use counters::{Counter, Counters};
 pub use error::{Error, Result, ResultExt};
 pub use extract::{Ctx, FromCall};
-pub use groups::Groups;
+pub use groups::{EtcdGroupsOptions, GROUP_NAME_BYTES_MAX, GroupStorage, Groups, check_group_name};
 pub use handler::{FromLast, Handler, Kind, Output, ViaCall, ViaMessage};
 pub use link::{BoxFuture, Link, LinkError};
 pub use payload::{Encode, Payload, Pb};

@@ -54,8 +54,11 @@ impl App {
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
-        let app =
-            self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+        let mut app = self.with_server_type(&settings.own.server_type).limits(settings.limits);
+        if let Some(groups) = &settings.groups {
+            app = app.groups(groups.clone());
+        }
+        let app = app.checked()?;
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -158,7 +161,7 @@ impl Running {
             servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
         };
-        let service = app.build(Arc::new(link.clone()), view);
+        let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;

@@ -9,6 +9,7 @@ use shared::metrics::{Exporter, ExporterOptions, MetricError};
 use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
+use crate::groups::GroupStorage;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -17,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) nats: NatsSettings,
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) limits: Limits,
+    /// Where groups are kept, if an operator says so.
+    pub(crate) groups: Option<GroupStorage>,
     pub(crate) request_timeout: Duration,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
@@ -41,6 +44,7 @@ impl Settings {
             nats: nats(config, name),
             discovery: DiscoveryOptions::new(config),
             limits,
+            groups: groups_of(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
             exporter,
             admin: admin(config),
@@ -56,6 +60,11 @@ fn limits_of(config: &Config, limits: Limits) -> Limits {
         running_max: given("pitaya.handler.concurrency", limits.running_max),
         ..limits
     }
+}
+
+fn groups_of(config: &Config) -> Option<GroupStorage> {
+    let is_given = |name| config.is_set(&format!("pitaya.groups.{name}"));
+    ["storage", "memory.tickduration"].into_iter().any(is_given).then(|| GroupStorage::new(config))
 }
 
 fn own_server(config: &Config, server_type: &str, window: usize) -> Server {
