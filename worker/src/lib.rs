@@ -55,3 +55,8 @@ pub use service::{Reply, Service};
 pub use session::Session;
 pub use state::{State, States};
 pub use worker_macros::handlers;
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
