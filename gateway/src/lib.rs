@@ -11,6 +11,7 @@ pub mod deliver;
 pub mod directory;
 pub mod driver;
 pub mod ending;
+pub mod fan_out;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;

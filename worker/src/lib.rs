@@ -17,6 +17,7 @@ mod counters;
 pub mod demo;
 mod error;
 mod extract;
+mod for_many;
 mod groups;
 mod handler;
 mod hooks;

@@ -10,6 +10,7 @@ use prost::Message;
 use crate::call::{Call, Context, Environment};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
+use crate::for_many::ForMany;
 use crate::link::{LinkError, publish_waiting};
 use crate::payload::Encode;
 
@@ -24,7 +25,8 @@ impl FromCall for Push {
 }
 
 impl Push {
-    /// Pushes one message to many users of gateways of the type `frontend_type`. It is encoded once.
+    /// Pushes one message to many users of gateways of the type `frontend_type`. It is encoded once, and gateways of
+    /// ours get it once for all their users.
     ///
     /// Returns the uids that could not be pushed to, in order; the rest was sent, which does not mean delivered.
     /// Fails, with nobody reached, when the message cannot be encoded or the frontend type is empty.
@@ -36,16 +38,10 @@ impl Push {
         message: &T,
     ) -> Result<Vec<String>> {
         check_frontend_type(frontend_type)?;
-        let data = message.encode()?;
-        let mut failed = Vec::new();
-        for uid in uids {
-            let uid = uid.as_ref();
-            let push = proto::Push { route: route.into(), uid: uid.into(), data: data.clone() };
-            if send_push(&self.0.environment, frontend_type, &push).await.is_err() {
-                failed.push(uid.to_owned());
-            }
-        }
-        Ok(failed)
+        let message = ForMany { frontend_type, route, data: message.encode()? };
+        let uids: Vec<&str> = uids.iter().map(AsRef::as_ref).collect();
+        let unreached = message.send(&self.0, &uids).await;
+        Ok(unreached.into_iter().map(str::to_owned).collect())
     }
 
     /// Kicks users of gateways of the type `frontend_type`; returns the uids that could not be.

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
 use shared::config::{Binary, Config};
-use shared::server::{Server, ServerTable};
+use shared::server::ServerTable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -271,8 +271,8 @@ impl Running {
 struct Discovered(watch::Receiver<Arc<ServerTable>>);
 
 impl Servers for Discovered {
-    fn by_id(&self, id: &str) -> Option<Arc<Server>> {
-        self.0.borrow().by_id(id).cloned()
+    fn table(&self) -> ServerTable {
+        ServerTable::clone(&self.0.borrow())
     }
 }
 

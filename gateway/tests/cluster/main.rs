@@ -13,6 +13,7 @@ mod traffic;
 
 mod backend;
 mod discovery;
+mod fan_out;
 mod lifecycle;
 mod moving;
 mod outages;

@@ -15,8 +15,8 @@ use shared::config::Config;
 use crate::call::{Call, Context};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
+use crate::for_many::ForMany;
 use crate::payload::Encode;
-use crate::push::send_push;
 
 use etcd::EtcdGroups;
 use memory::MemoryGroups;
@@ -184,7 +184,8 @@ impl Groups {
         }
     }
 
-    /// Pushes one message to every member. It is encoded once; members that are not connected any more miss it.
+    /// Pushes one message to every member. It is encoded once, and gateways of ours get it once for all their members;
+    /// members that are not connected any more miss it.
     ///
     /// Fails with `group not found`, when the message cannot be encoded, or when a member could not be pushed to
     /// (`failed to push message to users, check array with failed uids`, the uids in the metadata).
@@ -196,16 +197,22 @@ impl Groups {
     ) -> Result<()> {
         let data = message.encode()?;
         let members = self.members_with_types(group).await?;
+        let mut by_type: Vec<(Option<Arc<str>>, Vec<&str>)> = Vec::new();
+        for (uid, frontend_type) in &members {
+            let frontend_type = frontend_type.clone().or_else(|| self.frontend_type().ok());
+            match by_type.iter_mut().find(|(known, _)| *known == frontend_type) {
+                Some((_, uids)) => uids.push(uid),
+                None => by_type.push((frontend_type, vec![uid])),
+            }
+        }
         let mut failed = Vec::new();
-        for (uid, frontend_type) in members {
-            let Ok(frontend_type) = frontend_type.map_or_else(|| self.frontend_type(), Ok) else {
-                failed.push(uid);
+        for (frontend_type, uids) in by_type {
+            let Some(frontend_type) = &frontend_type else {
+                failed.extend(uids);
                 continue;
             };
-            let push = proto::Push { route: route.to_owned(), uid, data: data.clone() };
-            if send_push(&self.context.environment, &frontend_type, &push).await.is_err() {
-                failed.push(push.uid);
-            }
+            let message = ForMany { frontend_type, route, data: data.clone() };
+            failed.extend(message.send(&self.context, &uids).await);
         }
         if failed.is_empty() {
             return Ok(());
