@@ -18,7 +18,8 @@ use shared::websocket::frame;
 
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
-use crate::outbox::{BufferPool, Outbox};
+use crate::entrance::Entrance;
+use crate::outbox::{BufferPool, Outbox, Sent, Way};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
 
@@ -28,17 +29,20 @@ pub struct Connection {
     pub token: Token,
     /// Where it came from.
     pub peer: SocketAddr,
+    /// What lies before its packets.
+    pub entrance: Entrance,
     /// Framing.
     pub wire: Wire,
     /// Everything but framing; apart, so that a packet borrowed from the wire can be handled.
     pub client: Client,
 }
 
-/// Where a client came from and which way its messages take.
-#[derive(Clone, Copy, Debug)]
+/// Where a client came from, through what, and which way its messages take.
 pub struct Origin {
     /// The client's address.
     pub peer: SocketAddr,
+    /// What lies before its packets.
+    pub entrance: Entrance,
     /// Number of the bus on the reactor.
     pub bus: usize,
 }
@@ -230,11 +234,11 @@ impl Connection {
         token: Token,
         wire: Wire,
         session: Session,
-        origin: &Origin,
+        origin: Origin,
         rules: &AgentRules,
         now_ms: u64,
     ) -> Self {
-        let peer = origin.peer;
+        let Origin { peer, entrance, bus } = origin;
         let client = Client {
             agent: Agent::new(rules, now_ms),
             session,
@@ -243,21 +247,50 @@ impl Connection {
             in_flight: 0,
             binding: Binding::None,
             last_route: RouteLabel::OTHER,
-            bus: origin.bus,
+            bus,
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
         };
-        Self { token, peer, wire, client }
+        Self { token, peer, entrance, wire, client }
     }
 
     /// Hands the turn's bytes to the driver.
-    pub fn flush(&mut self, driver: &mut Driver, pool: &mut BufferPool, now_ms: u64) {
+    ///
+    /// Errors: why the connection is to be closed.
+    pub fn flush(
+        &mut self,
+        driver: &mut Driver,
+        pool: &mut BufferPool,
+        now_ms: u64,
+    ) -> Result<(), CloseReason> {
         self.client.is_dirty = false;
         if self.client.freezing.is_some() {
-            return;
+            return Ok(());
         }
-        self.client.outbox.flush(self.token, driver, pool, now_ms);
+        let tls = self.entrance.tls.as_deref_mut();
+        let mut way = Way { token: self.token, driver, pool, tls, now_ms };
+        self.client.outbox.flush(&mut way).map_err(|_| CloseReason::Tls)
+    }
+
+    /// Takes a buffer back that the driver has sent, in whole or in part.
+    ///
+    /// Errors: why the connection is to be closed.
+    pub fn handle_sent(
+        &mut self,
+        sent: Sent,
+        driver: &mut Driver,
+        pool: &mut BufferPool,
+        now_ms: u64,
+    ) -> Result<(), CloseReason> {
+        let tls = self.entrance.tls.as_deref_mut();
+        let mut way = Way { token: self.token, driver, pool, tls, now_ms };
+        self.client.outbox.handle_sent(&mut way, sent).map_err(|_| CloseReason::Tls)
+    }
+
+    /// Whether everything has left.
+    pub fn is_sent(&self) -> bool {
+        self.client.outbox.is_empty() && !self.entrance.has_output()
     }
 }
 

@@ -101,13 +101,20 @@ fn retry_or_fail(
     }
 }
 
-/// Sends a request whose turn has come.
+/// Sends a request whose turn has come. When its client has gone the turn is the next one's, so that no room stays
+/// unused while somebody waits for it.
 pub fn send_waiting(
     server_type: &str,
-    waiting: Waiting,
+    mut waiting: Waiting,
     connections: &mut Connections,
     turn: &mut Turn<'_>,
 ) {
+    while connections.find(waiting.connection, waiting.session).is_none() {
+        let error = Error::new(code::CLIENT_CLOSED, "the client has gone");
+        fail_waiting(&waiting, FailReason::Internal, &error, connections, turn);
+        let Some(next) = turn.bus.targets.take_waiting(server_type) else { return };
+        waiting = next;
+    }
     let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
     let client = &mut connection.client;
     let choice = turn.bus.targets.choose_next(server_type, turn.core.now_ms);

@@ -89,14 +89,6 @@ fn handle_message(
         }
     };
     let is_request = message.kind == MessageType::Request;
-    match (is_request, id) {
-        (false, _) => turn.core.meter.count(CoreCounter::Notifies),
-        (true, 0) => {
-            turn.core.meter.requested();
-            turn.core.meter.dropped(DropReason::NoId);
-        }
-        (true, _) => turn.core.meter.requested(),
-    }
     let Turn { rules, core, codec, bus } = turn;
     let rules: &Rules = rules;
     let payload = if message.is_compressed {
@@ -111,6 +103,15 @@ fn handle_message(
     } else {
         message.payload
     };
+    // Counted from here on: what ends the connection before is no request, and nothing would ever balance it.
+    match (is_request, id) {
+        (false, _) => core.meter.count(CoreCounter::Notifies),
+        (true, 0) => {
+            core.meter.requested();
+            core.meter.dropped(DropReason::NoId);
+        }
+        (true, _) => core.meter.requested(),
+    }
     let asked = Asked { token, id, is_request, payload };
     match route_message(client, message.route, &asked, rules, bus, core) {
         Ok(()) => Ok(()),

@@ -15,6 +15,7 @@ use crate::bus::Bus;
 use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
+use crate::entrance::Entrance;
 use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
@@ -28,6 +29,8 @@ pub struct ConnectionState {
     pub peer: SocketAddr,
     /// Number of its bus on the old reactor.
     pub bus: usize,
+    /// What lies before its packets, with TLS as it stands.
+    pub entrance: Entrance,
     /// Framing, with bytes that are not a whole packet yet.
     pub wire: WireState,
     /// Packet order, heartbeat, limits.
@@ -70,11 +73,17 @@ impl Connection {
     /// Packs a connection whose socket the driver has let go of.
     pub fn freeze(self, now_ms: u64) -> ConnectionState {
         let mut client = self.client;
-        let remainder = client.freezing.take().unwrap_or_default();
+        let mut entrance = self.entrance;
+        let mut remainder = client.freezing.take().unwrap_or_default();
+        if let Some(tls) = &mut entrance.tls {
+            // It is sealed already and must not be so twice.
+            tls.put_back(std::mem::take(&mut remainder));
+        }
         ConnectionState {
             token: self.token,
             peer: self.peer,
             bus: client.bus,
+            entrance,
             wire: self.wire.freeze(),
             agent: client.agent.freeze(now_ms),
             unsent: client.outbox.freeze(remainder),
@@ -94,10 +103,10 @@ impl Connection {
         rules: &Rules,
         now_ms: u64,
     ) -> Self {
-        let origin = Origin { peer: state.peer, bus };
+        let origin = Origin { peer: state.peer, entrance: state.entrance, bus };
         let wire = Wire::resume(state.wire);
         let is_web_socket = wire.is_web_socket();
-        let mut connection = Self::new(token, wire, state.session, &origin, &rules.agent, now_ms);
+        let mut connection = Self::new(token, wire, state.session, origin, &rules.agent, now_ms);
         let client: &mut Client = &mut connection.client;
         client.agent = Agent::resume(&state.agent, &rules.agent, now_ms);
         client.outbox = Outbox::resume(state.unsent);

@@ -149,8 +149,8 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
         Err(StartError::Control(ControlError::Stopped)) => return Ok(ExitCode::SUCCESS),
         Err(error) => return Err(vec![error.to_string()]),
     };
-    let Addresses { tcp, ws, admin } = gateway.addresses();
-    tracing::info!(?tcp, ?ws, ?admin, "serving");
+    let Addresses { tcp, ws, tls, wss, admin } = gateway.addresses();
+    tracing::info!(?tcp, ?ws, ?tls, ?wss, ?admin, "serving");
     if let Some(path) = &flags.ports_file {
         write_ports(path, gateway.addresses())
             .map_err(|error| vec![format!("{}: {error}", path.display())])?;
@@ -201,6 +201,8 @@ fn write_ports(path: &Path, addresses: &Addresses) -> io::Result<()> {
     let ports = serde_json::json!({
         "tcp": first(&addresses.tcp),
         "ws": first(&addresses.ws),
+        "tls": first(&addresses.tls),
+        "wss": first(&addresses.wss),
         "admin": first(&addresses.admin),
         "pid": std::process::id(),
     });

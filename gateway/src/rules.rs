@@ -3,12 +3,17 @@
 //! Reactors share it read-only. Whatever can be prepared is prepared here, so that a request is an append of cached
 //! pieces (cluster protocol 23.1).
 
+use std::sync::Arc;
+
 use shared::agent::AgentRules;
 use shared::dictionary::Dictionary;
 use shared::error::Serializer;
+use shared::networks::Networks;
+use shared::session::ToldAddress;
 
 use crate::bus::targets::TargetLimits;
 use crate::page::Pages;
+use crate::tls::{CertificateError, Certificates};
 use crate::wire::WireLimits;
 
 /// What all reactors of the process have in common.
@@ -47,11 +52,43 @@ pub struct Rules {
     pub is_session_unique: bool,
     /// The type that routes of the in-process application carry, in standalone mode.
     pub local_type: Option<String>,
+    /// TLS on the ports that speak it.
+    pub tls: Option<TlsRules>,
+    /// Whom to believe when it speaks for a client behind it.
+    pub proxies: ProxyRules,
+    /// How much of a client's address workers are told.
+    pub told_address: ToldAddress,
     /// Files served on the WebSocket listener, for the demo.
     pub pages: Option<Pages>,
 }
 
+/// TLS towards clients.
+pub struct TlsRules {
+    /// What clients are shown; can be read again while running.
+    pub certificates: Arc<Certificates>,
+    /// Handshakes under way on one reactor at most.
+    pub handshakes_max: usize,
+}
+
+/// Proxies in front of this gateway.
+pub struct ProxyRules {
+    /// Whether every connection begins with a PROXY header.
+    pub expects_header: bool,
+    /// Whether X-Forwarded-For and X-Real-IP are believed.
+    pub believes_forwarded: bool,
+    /// The addresses of proxies that are believed.
+    pub trusted: Networks,
+}
+
 impl Rules {
+    /// Reads the certificate for clients again; connections keep the one they have. Does nothing without TLS. Blocks
+    /// on the disk: not for a reactor.
+    ///
+    /// Errors: why the files cannot be used; the certificate from before stays in use then.
+    pub fn reload_certificates(&self) -> Result<(), CertificateError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.certificates.reload())
+    }
+
     /// The subject that this server is called on.
     pub fn server_subject(&self) -> String {
         format!("pitaya/servers/{}/{}", self.server_type, self.server_id)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
 use crate::admin::{Admin, AdminSources, Readiness};
@@ -15,7 +16,7 @@ use crate::control::plan::Plan;
 use crate::control::{Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
-use crate::listener::{self, Listener};
+use crate::listener::{self, Listener, Security, Service};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
@@ -43,8 +44,11 @@ impl Starting {
         let application = plan.application.take();
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
-        let tcp = bind_all(&plan.tcp, Protocol::Tcp, &mut listeners)?;
-        let ws = bind_all(&plan.ws, Protocol::WebSocket, &mut listeners)?;
+        let addresses = bind_all(&plan.ports, &mut listeners)?;
+        let is_browsed = !addresses.ws.is_empty() || !addresses.wss.is_empty();
+        if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
+            tracing::info!("pages of every origin may connect; pitaya.gateway.origins limits that");
+        }
         let directory = Arc::new(Directory::default());
         let local = application.is_some().then(|| {
             let rules = &plan.rules;
@@ -68,7 +72,6 @@ impl Starting {
             meter,
         });
         let (reactors, mailboxes) = spawn_reactors(setups.collect(), plan.is_pinned)?;
-        let addresses = Addresses { tcp, ws, admin: Vec::new() };
         Ok(Self {
             plan,
             application,
@@ -180,17 +183,22 @@ impl Serving {
 }
 
 fn bind_all(
-    addresses: &[SocketAddr],
-    protocol: Protocol,
+    ports: &[(SocketAddr, Service)],
     listeners: &mut [Vec<Listener>],
-) -> Result<Vec<SocketAddr>, StartError> {
-    let mut bound = Vec::new();
-    for address in addresses {
+) -> Result<Addresses, StartError> {
+    let mut bound = Addresses::default();
+    for (address, service) in ports {
         let (actual, sockets) = listener::bind(*address, listeners.len())
             .map_err(|source| StartError::Listen { address: *address, source })?;
-        bound.push(actual);
+        let list = match (service.protocol, service.security) {
+            (Protocol::Tcp, Security::Plain) => &mut bound.tcp,
+            (Protocol::WebSocket, Security::Plain) => &mut bound.ws,
+            (Protocol::Tcp, Security::Tls) => &mut bound.tls,
+            (Protocol::WebSocket, Security::Tls) => &mut bound.wss,
+        };
+        list.push(actual);
         for (socket, listeners) in sockets.into_iter().zip(listeners.iter_mut()) {
-            listeners.push(Listener { socket, protocol });
+            listeners.push(Listener { socket, service: *service });
         }
     }
     Ok(bound)

@@ -19,6 +19,7 @@ use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
 use crate::rules::Rules;
+use crate::tls::Handshakes;
 
 /// A reactor's own state, besides driver, connections and buses.
 pub struct Core {
@@ -52,6 +53,10 @@ pub struct Core {
     pub calls: Vec<(Bytes, ReplyTo)>,
     /// Room for metadata while a request is encoded.
     pub scratch: Vec<u8>,
+    /// Room for what TLS records hold, while it is taken in.
+    pub opened: Vec<u8>,
+    /// TLS handshakes of clients.
+    pub tls_handshakes: Handshakes,
 }
 
 /// Compression states and scratch, one each a core.

@@ -8,7 +8,7 @@
 use shared::close::CloseReason;
 use shared::packet::{self, Packet, PacketError, PacketType};
 use shared::websocket::frame::{self, Decoder, DecoderState, FrameLimits, Incoming, Opcode, Role};
-use shared::websocket::upgrade::{self, Upgrade, UpgradeLimits};
+use shared::websocket::upgrade::{self, RequestHead, Upgrade, UpgradeLimits};
 
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,13 @@ pub struct WireLimits {
 pub enum Found<'a> {
     /// A whole packet.
     Packet(Packet<'a>),
-    /// The answer to the HTTP upgrade; frames from here on, in both directions.
-    Upgraded(&'a [u8]),
+    /// The HTTP upgrade; frames from here on, in both directions.
+    Upgraded {
+        /// The answer to it.
+        answer: &'a [u8],
+        /// Who asked.
+        head: &'a RequestHead,
+    },
     /// Bytes that the wire itself has to answer with: a pong.
     Answer(&'a [u8]),
     /// Bytes to answer with, after which the connection ends: an HTTP error, a file, an echoed close frame.
@@ -245,8 +250,8 @@ fn take_upgrade(
 ) -> Result<Option<(usize, bool)>, CloseReason> {
     match upgrade::accept(bytes, &limits.upgrade) {
         Upgrade::Incomplete => Ok(None),
-        Upgrade::Accepted { consumed, response, .. } => {
-            sink(Found::Upgraded(&response))?;
+        Upgrade::Accepted { consumed, response, head } => {
+            sink(Found::Upgraded { answer: &response, head: &head })?;
             Ok(Some((consumed, true)))
         }
         Upgrade::PlainGet { path, .. } => {

@@ -29,8 +29,12 @@ mod identity;
 mod local;
 #[path = "hostile/messages.rs"]
 mod messages;
+#[path = "support/metrics.rs"]
+mod metrics;
 #[path = "hostile/process.rs"]
 mod process;
+#[path = "hostile/proxies.rs"]
+mod proxies;
 #[path = "hostile/readers.rs"]
 mod readers;
 #[path = "hostile/resources.rs"]

@@ -204,7 +204,12 @@ impl Targets {
         if target.is_gone && target.in_flight == 0 {
             self.slots.remove(key as usize);
         }
-        let kind = self.kinds.get_mut(server.server_type.as_str())?;
+        self.take_waiting(&server.server_type)
+    }
+
+    /// The request that has waited longest for a server of this type.
+    pub fn take_waiting(&mut self, server_type: &str) -> Option<Waiting> {
+        let kind = self.kinds.get_mut(server_type)?;
         let waiting = kind.waiting.pop_front()?;
         kind.waiting_bytes -= waiting.payload.len();
         Some(waiting)
@@ -277,6 +282,23 @@ impl Targets {
     /// How many requests wait.
     pub fn waiting_len(&self) -> usize {
         self.kinds.values().map(|kind| kind.waiting.len()).sum()
+    }
+
+    /// Panics unless what is in flight to each target is what `pending` requests name it, within its window, and what
+    /// waits is within its bounds.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn check_invariants(&self, pending: &std::collections::BTreeMap<u32, u32>) {
+        for (key, target) in &self.slots {
+            let named = pending.get(&(key as u32)).copied().unwrap_or(0);
+            assert_eq!(target.in_flight, named, "in flight to {}", target.server.id);
+            assert!(target.in_flight <= target.window, "{} is over its window", target.server.id);
+            assert!(!target.is_gone || target.in_flight > 0, "{} stays", target.server.id);
+        }
+        assert!(pending.keys().all(|key| self.slots.contains(*key as usize)), "asked nobody");
+        for kind in self.kinds.values() {
+            let bytes: usize = kind.waiting.iter().map(|waiting| waiting.payload.len()).sum();
+            assert_eq!(kind.waiting_bytes, bytes, "bytes of waiting requests");
+        }
     }
 
     /// Follows connections to other places.

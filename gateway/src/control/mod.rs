@@ -5,6 +5,7 @@
 //! and stops them in the opposite one. It never sees a player's message.
 
 pub mod connector;
+mod edge;
 pub mod plan;
 
 use std::sync::Arc;

@@ -20,13 +20,14 @@ use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
 use shared::server::{METADATA_PROTOCOL, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
-use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
+use shared::websocket::upgrade::UpgradeLimits;
 
 use super::connector::NatsPlan;
+use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
-use crate::listener;
+use crate::listener::{self, Service};
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
@@ -44,10 +45,8 @@ pub struct Plan {
     pub is_pinned: bool,
     /// Which driver.
     pub driver: Kind,
-    /// Where TCP clients are served.
-    pub tcp: Vec<SocketAddr>,
-    /// Where WebSocket clients are served.
-    pub ws: Vec<SocketAddr>,
+    /// Where clients are served, and what is spoken there.
+    pub ports: Vec<(SocketAddr, Service)>,
     /// Where health and metrics are served.
     pub admin: Vec<SocketAddr>,
     /// Labels of the metrics.
@@ -88,14 +87,7 @@ impl Plan {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
-        let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
-        if tcp.is_empty() && ws.is_empty() {
-            mistakes.push(
-                "pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect"
-                    .into(),
-            );
-        }
+        let ports = edge::ports(config, &mut mistakes);
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
         let rules = rules(config, reactors, local_type, &mut mistakes);
         let cluster =
@@ -115,8 +107,7 @@ impl Plan {
                 reactors,
                 is_pinned,
                 driver,
-                tcp,
-                ws,
+                ports,
                 admin,
                 metrics,
                 cluster,
@@ -127,7 +118,7 @@ impl Plan {
     }
 }
 
-fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
     let texts = config.list(key);
     let mut found = Vec::new();
     for text in &texts {
@@ -182,7 +173,7 @@ fn rules(
         wire: WireLimits {
             packet_bytes_max,
             upgrade: UpgradeLimits {
-                origins: OriginPolicy::Any,
+                origins: edge::origins(config),
                 serves_pages: is_demo,
                 ..UpgradeLimits::default()
             },
@@ -206,6 +197,9 @@ fn rules(
         connections_max: config.size("pitaya.gateway.maxconns"),
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
+        tls: edge::tls(config, mistakes),
+        proxies: edge::proxies(config, mistakes),
+        told_address: edge::told_address(config),
         pages: is_demo.then(Pages::demo),
     })
 }

@@ -269,6 +269,38 @@ impl Reactor {
         self.ask_for_bus(number);
     }
 
+    /// Gives up buses that came with a move and that nobody uses any more; otherwise each move would cost the cluster a
+    /// connection for good. The one that carries the subscriptions of the process stays.
+    pub(super) fn retire_buses(&mut self) {
+        if self.buses.len() < 2 || self.moving.is_some() {
+            return;
+        }
+        let mut is_used = vec![false; self.buses.capacity()];
+        for connection in self.connections.slice(0, 1) {
+            if let Some(is_used) = is_used.get_mut(connection.client.bus) {
+                *is_used = true;
+            }
+        }
+        for number in self.bus_numbers() {
+            let Some(Bus { link: Some(link), state }) = self.buses.get_mut(number) else {
+                continue;
+            };
+            let is_needed = number == self.home
+                || state.is_primary
+                || is_used.get(number).copied().unwrap_or(true)
+                || !state.pending.is_empty()
+                || state.targets.waiting_len() > 0;
+            if is_needed {
+                continue;
+            }
+            if let Some(token) = link.disconnect() {
+                self.driver.close(token);
+                self.connections.remove(token);
+            }
+            self.buses.remove(number);
+        }
+    }
+
     pub(super) fn flush_buses(&mut self) {
         for number in 0..self.buses.capacity() {
             if self.is_bus_leaving(number) {

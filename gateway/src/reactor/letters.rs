@@ -35,7 +35,7 @@ impl Reactor {
                 for listener in listeners {
                     match self.driver.listen(listener.socket) {
                         Ok(token) => {
-                            self.connections.insert(token, Occupant::Listener(listener.protocol));
+                            self.connections.insert(token, Occupant::Listener(listener.service));
                         }
                         Err(error) => tracing::error!(%error, "cannot listen"),
                     }

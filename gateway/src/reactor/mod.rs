@@ -1,14 +1,17 @@
 //! The reactor: one pinned thread with its driver, its connections and its bus.
 //!
 //! A turn is: wait, handle every event and letter, then settle — ends, calls, one send a socket. What is where: events
-//! of sockets in events.rs, the bus's socket in buses.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
+//! of sockets in events.rs, clients' bytes in intake.rs, the bus's socket in buses.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
 //! connections in endings.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
 
 mod buses;
 mod endings;
 mod events;
+mod intake;
 mod letters;
 mod moving;
+#[cfg(feature = "simulation")]
+pub mod stepping;
 mod ticks;
 
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
 use crate::rules::Rules;
+use crate::tls::Handshakes;
 use crate::turn::{Codec, Core, Turn};
 
 use endings::EndLog;
@@ -206,6 +210,8 @@ impl Reactor {
             replaced: Vec::new(),
             calls: Vec::new(),
             scratch: Vec::new(),
+            opened: Vec::new(),
+            tls_handshakes: Handshakes::default(),
         };
         let mut reactor = Self {
             rules: setup.rules,
@@ -280,7 +286,11 @@ impl Reactor {
         let mut dirty = std::mem::take(&mut self.core.dirty);
         for token in dirty.drain(..) {
             if let Some(connection) = self.connections.at(token) {
-                connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                let outcome =
+                    connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                if let Err(reason) = outcome {
+                    self.end(token, reason);
+                }
             }
         }
         self.core.dirty = dirty;

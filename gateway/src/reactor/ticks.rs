@@ -28,6 +28,10 @@ impl Reactor {
         self.ticks = self.ticks.wrapping_add(1);
         self.sweep_connections();
         for bus in self.bus_numbers() {
+            // Its clients may be in the parcel already: whoever takes them over tells them what has become overdue.
+            if self.is_bus_leaving(bus) {
+                continue;
+            }
             self.with_bus(bus, sweep_requests);
             self.tick_link(bus);
         }
@@ -35,6 +39,7 @@ impl Reactor {
         self.tick_stop();
         if self.ticks.is_multiple_of(LEVEL_TICKS) {
             self.publish_levels();
+            self.retire_buses();
         }
     }
 

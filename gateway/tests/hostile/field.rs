@@ -9,23 +9,32 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use client::raw::RawClient;
+use client::upgrade::UpgradeRequest;
 use gateway::control::plan::Plan;
 use gateway::gateway::Gateway;
+use shared::close::CloseReason;
 
 use crate::local::{self, DRIVERS};
+use crate::metrics;
+pub(crate) use crate::metrics::eventually;
 
 /// Longer than anything here takes, even on a machine with other work.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Between two requests of a well-behaved client: it must not be a flood itself.
 const PACE: Duration = Duration::from_millis(5);
 /// Fewer answers to a well-behaved client prove nothing; a short attack is waited out for them.
 const ANSWERS_MIN: u64 = 3;
+
+/// What a proxy says in front of each well-behaved client, where that is asked for.
+pub(crate) const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 51234 3250\r\n";
 
 static TURN: Mutex<()> = Mutex::new(());
 
 /// One attacked gateway.
 pub(crate) struct Field {
     gateway: Gateway,
+    /// What every connection begins with.
+    header: &'static [u8],
 }
 
 impl Field {
@@ -39,19 +48,28 @@ impl Field {
         local::ws(&self.gateway)
     }
 
-    /// Where its metrics are.
-    pub(crate) fn admin_address(&self) -> SocketAddr {
-        self.gateway.addresses().admin[0]
+    /// What it counts.
+    pub(crate) fn metrics(&self) -> String {
+        metrics::metrics(self.gateway.addresses().admin[0])
+    }
+
+    /// How many connections ended for this reason so far.
+    pub(crate) fn ended(&self, reason: CloseReason) -> u64 {
+        metrics::closed_total(&self.metrics(), reason)
     }
 
     /// A fresh TCP connection.
     pub(crate) fn tcp(&self) -> RawClient {
-        patient(RawClient::connect_tcp(self.tcp_address()).unwrap())
+        let mut client = patient(RawClient::connect_tcp(self.tcp_address()).unwrap());
+        client.send_bytes(self.header).unwrap();
+        client
     }
 
     /// A fresh WebSocket connection.
     pub(crate) fn ws(&self) -> RawClient {
-        patient(RawClient::connect_ws(self.ws_address(), "/?token=secret").unwrap())
+        let mut client = patient(RawClient::connect_tcp(self.ws_address()).unwrap());
+        client.send_bytes(self.header).unwrap();
+        client.upgrade(&UpgradeRequest::new("game", "/?token=secret")).unwrap()
     }
 
     /// One of each, without a handshake.
@@ -92,8 +110,10 @@ pub(crate) fn under_attack_of(
     // One reactor: whatever an attack holds up, it holds up for the well-behaved clients too.
     let mut all = vec![("pitaya.gateway.threads", "1")];
     all.extend_from_slice(settings);
-    let fields =
-        DRIVERS.map(|driver| Field { gateway: local::start_changed(driver, &all, &change) });
+    let expects_header = settings.contains(&("pitaya.acceptor.proxyprotocol", "true"));
+    let header: &[u8] = if expects_header { HEADER } else { b"" };
+    let fields = DRIVERS
+        .map(|driver| Field { gateway: local::start_changed(driver, &all, &change), header });
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let good = fields.each_ref().map(Field::established);
@@ -148,15 +168,6 @@ fn sockets() -> usize {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
     let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
-}
-
-/// Waits until `is_so`, with a generous deadline.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Ends a connection with a reset.

@@ -31,6 +31,10 @@ const PORT: Kind = Int { min: 0, max: 65_535, unit: "TCP port" };
 /// Pitaya counts packets and messages in many queues; a million of either is far beyond use.
 const QUEUE: Kind = Int { min: 1, max: 1_000_000, unit: "messages" };
 
+/// Loopback, private and link-local addresses (RFC 1918, 3927, 4193, 4291, 6598).
+const PRIVATE_NETWORKS: &str = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,100.64.0.0/10,\
+                                ::1,fc00::/7,fe80::/10";
+
 const URLS: Kind = Urls { may_be_empty: false };
 
 const fn count(min: i64, max: i64) -> Kind {
@@ -131,7 +135,7 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.handler.messages.compression", Bool, "true", "Compress messages to clients when that makes them shorter."),
     row(Gateway, "pitaya.heartbeat.interval", Kind::WholeSeconds { min_s: 1, max_s: 3_600 }, "30s",
         "Heartbeats in both directions; a client that is silent for two intervals is dropped."),
-    row(Gateway, "pitaya.acceptor.proxyprotocol", Bool, "false", "Expect a PROXY protocol header on each client connection."),
+    row(Gateway, "pitaya.acceptor.proxyprotocol", Bool, "false", "Expect a PROXY protocol header, version 1 or 2, on each client connection; only trusted proxies may connect then."),
     row(Gateway, "pitaya.conn.ratelimiting.interval", time(MS, HOUR), "1s", "Window of the rate limit."),
     row(Gateway, "pitaya.conn.ratelimiting.limit", Int { min: 1, max: 10_000, unit: "packets" }, "20",
         "Packets of one connection in a window; more are dropped without an answer.")
@@ -208,8 +212,24 @@ pub static KEYS: &[Key] = &[
     // Ours: the gateway.
     row(Gateway, "pitaya.gateway.tcp", Addresses, ":3250", "Listening addresses for TCP clients."),
     row(Gateway, "pitaya.gateway.ws", Addresses, ":3251", "Listening addresses for WebSocket clients."),
-    row(Gateway, "pitaya.gateway.tls.cert", Path, "", "Certificate for clients, as PEM; empty means no TLS."),
+    row(Gateway, "pitaya.gateway.tls.cert", Path, "",
+        "Certificate for clients, as PEM, with its chain; alone it puts TLS on all client ports. Empty means no TLS."),
     row(Gateway, "pitaya.gateway.tls.key", Path, "", "Private key to it, as PEM."),
+    row(Gateway, "pitaya.gateway.tls.tcp", Addresses, "off",
+        "Listening addresses for TCP clients with TLS; the others stay without."),
+    row(Gateway, "pitaya.gateway.tls.ws", Addresses, "off",
+        "Listening addresses for WebSocket clients with TLS; the others stay without."),
+    row(Gateway, "pitaya.gateway.tls.minversion", Choice(&["1.2", "1.3"]), "1.2", "Oldest version of TLS for clients."),
+    row(Gateway, "pitaya.gateway.tls.handshakes", count(1, 1_000_000), "4096",
+        "TLS handshakes under way on one reactor; of more the oldest is closed."),
+    row(Gateway, "pitaya.gateway.proxy.trusted", List, PRIVATE_NETWORKS,
+        "Addresses and networks of proxies that are believed; by default all that are not on the public internet."),
+    row(Gateway, "pitaya.gateway.proxy.forwarded", Bool, "false",
+        "Believe X-Forwarded-For and X-Real-IP of trusted proxies."),
+    row(Gateway, "pitaya.gateway.session.address", Bool, "false",
+        "Tell workers each client's address, as ip in the session's data."),
+    row(Gateway, "pitaya.gateway.origins", List, "",
+        "Origins or hosts of pages that may connect, or same-host; empty means every page, as in Pitaya."),
     row(Gateway, "pitaya.gateway.threads", count(0, 1_024), "0", "Reactors; 0 means one for each core."),
     row(Gateway, "pitaya.gateway.pin", Bool, "true", "Pin each reactor to its core."),
     row(Gateway, "pitaya.gateway.driver", Choice(&["auto", "uring", "epoll"]), "auto", "auto takes io_uring where it is allowed."),
