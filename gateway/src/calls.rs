@@ -168,7 +168,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
             bus.reply(reply, wire::RESPONSE_NESTED_ACK);
         }
         Carrier::Nats(lines) => {
-            let subscription = bus.subscriptions.insert(connection.token);
+            let subscription = bus.subscriptions.insert(connection.token, uid);
             subscribe(&mut lines.out, rules, uid, subscription);
             client.binding = Binding::Proving { uid: uid.to_owned(), subscription };
             lines.wants_barrier = true;
@@ -203,8 +203,7 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
 /// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
 /// server complains of; anything else than a subscription for a bind under way is nothing to this function.
 pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
-    let subject = text.split('"').nth(1).filter(|_| text.starts_with(SUBSCRIPTION_REFUSED));
-    let Some(subject) = subject else { return };
+    let Some(subject) = refused_subject(text) else { return };
     let Turn { rules, core, bus, .. } = turn;
     let mut is_meant = |proof: &Proof| match connections.find(proof.connection, proof.session) {
         Some(Connection {
@@ -221,6 +220,15 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));
     }
+}
+
+/// Whether the server complains that it does not permit this subscription.
+pub fn is_refused(text: &str, subject: &str) -> bool {
+    refused_subject(text) == Some(subject)
+}
+
+fn refused_subject(text: &str) -> Option<&str> {
+    text.strip_prefix(SUBSCRIPTION_REFUSED)?.split('"').nth(1)
 }
 
 /// How nats-server begins to say that a subscription is not permitted.

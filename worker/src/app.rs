@@ -16,7 +16,7 @@ use crate::app_parts::Parts;
 use crate::call::Environment;
 use crate::docs::Docs;
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::{GroupStorage, GroupStore};
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
@@ -89,6 +89,7 @@ impl ClusterView {
 pub struct App {
     server_type: String,
     pub(crate) limits: Limits,
+    pub(crate) groups: GroupStorage,
     states: States,
     routes: Routes,
     concurrent: BTreeSet<String>,
@@ -103,6 +104,7 @@ impl App {
         Self {
             server_type: server_type.into(),
             limits: Limits::default(),
+            groups: GroupStorage::default(),
             states: States::default(),
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
@@ -214,19 +216,25 @@ impl App {
         self
     }
 
+    /// Keeps the groups elsewhere than in memory. An operator's `pitaya.groups.storage` overrides it.
+    pub fn groups(mut self, storage: GroupStorage) -> Self {
+        self.groups = storage;
+        self
+    }
+
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
     /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view);
+        let service = self.checked()?.build(link, view)?;
         service.start().await?;
         Ok(service)
     }
 
-    /// The service of a checked application, without its start hooks having run.
-    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+    /// The service of a checked application, without its start hooks having run. Fails for addresses that cannot be.
+    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
         let routing = self.complete(view.routing);
         self.routes.pipelines = self.parts.pipelines;
         let Parts { has_docs, descriptors, serializer, .. } = self.parts;
@@ -242,7 +250,7 @@ impl App {
             states: self.states,
             link,
             servers: view.servers,
-            groups: MemoryGroups::default(),
+            groups: GroupStore::open(&self.groups)?,
             modules: self.parts.modules,
             session_hooks: self.parts.session_hooks,
             frontend_type: view.frontend_type.map(Into::into),
@@ -257,7 +265,7 @@ impl App {
         };
         let runtime = tokio::runtime::Handle::current();
         let began = Began { timers: self.parts.timers, listeners: self.parts.listeners };
-        Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime)
+        Ok(Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime))
     }
 
     fn check_route(&mut self, route: &str) {

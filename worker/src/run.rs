@@ -55,8 +55,11 @@ impl App {
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
         let app = self.configured(config);
-        let app =
-            app.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+        let mut app = app.with_server_type(&settings.own.server_type).limits(settings.limits);
+        if let Some(groups) = &settings.groups {
+            app = app.groups(groups.clone());
+        }
+        let app = app.checked()?;
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -162,7 +165,7 @@ impl Running {
             routing: settings.routing.clone(),
             ..ClusterView::new(&settings.own.id, servers)
         };
-        let service = app.build(Arc::new(link.clone()), view);
+        let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;

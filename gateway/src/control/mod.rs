@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryError};
-use shared::server::{METADATA_WINDOW, Server, ServerTable};
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
@@ -65,6 +65,8 @@ pub struct Control {
     moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
     stopped: usize,
+    /// Messages for many users do not reach this gateway, so it must not announce that it takes them.
+    is_pushes_refused: bool,
 }
 
 /// Why a gateway could not start.
@@ -108,6 +110,7 @@ impl Control {
             tables: None,
             moves: Vec::new(),
             stopped: 0,
+            is_pushes_refused: false,
         }
     }
 
@@ -160,7 +163,11 @@ impl Control {
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             self.follow_start().await?;
         }
-        let discovery = Discovery::start(discovery.clone(), own)?;
+        let mut own = own.clone();
+        if self.is_pushes_refused {
+            own.metadata.remove(METADATA_PROTOCOL);
+        }
+        let discovery = Discovery::start(discovery.clone(), &own)?;
         if let Err(error) = self.join_discovery(&discovery).await {
             discovery.shutdown().await;
             return Err(error);
@@ -268,6 +275,13 @@ impl Control {
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
+            Report::PushesRefused => {
+                // Before the announcement this leads workers back to one push a user; later only an operator can help.
+                if !std::mem::replace(&mut self.is_pushes_refused, true) {
+                    let subject = self.plan.rules.pushes_subject();
+                    tracing::error!(subject, "NATS permissions lack this subscription");
+                }
+            }
             Report::Unlistened { .. } => {}
             Report::Moved { reactor, connections } => {
                 let asked = self.moves.iter().position(|(from, _)| *from == reactor);

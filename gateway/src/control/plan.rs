@@ -18,7 +18,7 @@ use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
-use shared::server::Server;
+use shared::server::{METADATA_PROTOCOL, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
@@ -306,10 +306,12 @@ fn cluster(
         urls,
         options,
     };
+    let mut metadata = config.map("pitaya.server.metadata");
+    metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_PUSHES.to_owned());
     let own = Server {
         id: rules.server_id.clone(),
         server_type: rules.server_type.clone(),
-        metadata: config.map("pitaya.server.metadata"),
+        metadata,
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };

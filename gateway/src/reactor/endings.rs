@@ -16,6 +16,7 @@ use crate::connection::Connection;
 use crate::connections::Occupant;
 use crate::driver::Token;
 use crate::ending::CloseStep;
+use crate::fan_out;
 use crate::mailbox::Mail;
 use crate::turn::Turn;
 
@@ -170,6 +171,9 @@ impl Reactor {
             Err(_) => calls::bad_request("cannot decode the request"),
             Ok(view) => match (view.msg, calls::addressee(&view)) {
                 (None, _) => calls::bad_request("the request has no message"),
+                (Some(message), None) if message.route == fan_out::HOLDERS => {
+                    fan_out::holders(message.data, &self.core.directory)
+                }
                 (Some(message), None) => calls::route_not_found(message.route),
                 (Some(message), Some(addressee)) => {
                     let Some((session, place)) = calls::find(&self.core.directory, addressee)

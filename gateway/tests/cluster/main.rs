@@ -13,6 +13,8 @@ mod traffic;
 
 mod backend;
 mod discovery;
+mod examples;
+mod fan_out;
 mod lifecycle;
 mod moving;
 mod outages;
