@@ -285,7 +285,7 @@ impl Connection {
 
     /// Bytes held for this client: unsent ones, and parts of packets.
     pub fn held_bytes(&self) -> usize {
-        self.client.outbox.unsent_bytes() + self.wire.partial_bytes()
+        self.client.outbox.unsent_bytes() + self.wire.partial_bytes() + self.entrance.held_bytes()
     }
 
     /// Hands the turn's bytes to the driver.

@@ -49,5 +49,10 @@ mod reloads;
 mod resources;
 #[path = "hostile/routes.rs"]
 mod routes;
+#[path = "hostile/secured.rs"]
+mod secured;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/tls.rs"]
+mod tls;
 #[path = "hostile/upgrades.rs"]
 mod upgrades;

@@ -74,7 +74,7 @@ impl Kind {
         let waited_us = now_us.saturating_sub(waiting.arrived_us);
         let place_us = waited_us / (u64::from(waiting.place) + 1);
         self.place_us =
-            if self.place_us == 0 { place_us } else { u64::midpoint(self.place_us, place_us) };
+            if self.place_us == 0 { place_us } else { self.place_us.midpoint(place_us) };
         Some(waiting)
     }
 

@@ -33,7 +33,7 @@ use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -189,6 +189,7 @@ pub(super) fn rules(
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,

@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shared::agent::State;
 use shared::close::CloseReason;
+use shared::metrics::CoreCounter;
 use shared::proxy::{self, Source};
+use shared::websocket::frame;
 use shared::websocket::upgrade::RequestHead;
 
 use crate::connection::{Client, Connection};
@@ -74,6 +76,9 @@ fn take_sealed(
     let outcome = tls.handle_bytes(bytes, &mut plain);
     if was_handshaking && !tls.is_handshaking() {
         turn.core.tls_handshakes.end();
+        if tls.is_established() {
+            turn.core.meter.count(CoreCounter::TlsHandshakes);
+        }
     }
     if tls.has_output() {
         turn.core.settle(connection.token, &mut connection.client, Ok(()));
@@ -111,6 +116,14 @@ fn take_plain(
             }
             let outcome = client.put_raw(answer, &mut turn.core.put(rules));
             client.is_web_socket = true;
+            turn.core.settle(token, client, Ok(()));
+            outcome
+        }
+        Found::Echo(kind, content) => {
+            let mut head = Vec::new();
+            frame::frame_head(kind, content.len(), None, &mut head);
+            client.put_raw(&head, &mut turn.core.put(rules))?;
+            let outcome = client.put_raw(content, &mut turn.core.put(rules));
             turn.core.settle(token, client, Ok(()));
             outcome
         }

@@ -18,6 +18,7 @@ mod administrator;
 mod backend;
 mod bans;
 mod discovery;
+mod hostile;
 mod lifecycle;
 mod moving;
 mod outages;

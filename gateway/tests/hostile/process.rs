@@ -16,6 +16,8 @@ pub(crate) struct Process {
     pub tcp: SocketAddr,
     /// Where WebSocket clients connect.
     pub ws: SocketAddr,
+    /// Where TCP clients with TLS connect.
+    pub tls: Option<SocketAddr>,
 }
 
 impl Process {
@@ -51,6 +53,7 @@ impl Process {
             directory,
             tcp: SocketAddr::from(([0; 4], 0)),
             ws: SocketAddr::from(([0; 4], 0)),
+            tls: None,
         };
         eventually("the gateway serves", || {
             assert!(started.child.try_wait().unwrap().is_none(), "{}", started.log());
@@ -60,6 +63,7 @@ impl Process {
             serde_json::from_slice(&std::fs::read(&ports).unwrap()).unwrap();
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
+        started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
         started
     }
 

@@ -24,6 +24,8 @@ label_set! {
         HandshakesAccepted => "pitaya_acceptor_handshakes_accepted_total",
         /// Handshakes answered with 400.
         HandshakesRefused => "pitaya_acceptor_handshakes_refused_total",
+        /// TLS handshakes that were finished.
+        TlsHandshakes => "pitaya_acceptor_tls_handshakes_total",
         /// Bytes from clients.
         ReceivedBytes => "pitaya_agent_received_bytes_total",
         /// Bytes to clients.
