@@ -8,8 +8,10 @@ use tracing_subscriber::EnvFilter;
 /// What is logged, to be changed while the process runs. Clones change the same log.
 #[derive(Clone)]
 pub struct LogLevel {
-    set: Arc<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+    set: Arc<SetFilter>,
 }
+
+type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
 
 impl LogLevel {
     /// Reads a level, or levels by module.
@@ -41,8 +43,7 @@ pub fn start(level: &str, format: &str) -> Result<LogLevel, String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(LogLevel::parse(level)?)
         .with_writer(std::io::stderr);
-    let (set, outcome): (Arc<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>, _) = if is_json
-    {
+    let (set, outcome): (Arc<SetFilter>, _) = if is_json {
         let builder = builder.json().flatten_event(true).with_filter_reloading();
         let handle = builder.reload_handle();
         let set = move |filter| handle.reload(filter).map_err(|error| error.to_string());
