@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "../../../shared/tests/servers/mod.rs"]
 mod servers;
 #[path = "../support/traffic.rs"]
@@ -13,13 +15,17 @@ mod traffic;
 
 mod backend;
 mod discovery;
+mod etcd_faults;
 mod lifecycle;
 mod moving;
+mod nats_faults;
 mod outages;
 mod proxy;
 mod requests;
 mod security;
 mod sessions;
 mod unique;
+mod watching;
 mod window;
+mod worker_faults;
 mod world;
