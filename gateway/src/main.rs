@@ -123,8 +123,9 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
-    logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
-        .map_err(|error| vec![error])?;
+    let _log =
+        logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
+            .map_err(|error| vec![error])?;
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

@@ -21,6 +21,7 @@ mod groups;
 mod handler;
 mod hooks;
 mod link;
+pub mod log_writer;
 mod metadata;
 mod metrics;
 pub mod nats;
