@@ -19,7 +19,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 const CODES: [&str; 6] = ["PIT-000", "PIT-404", "PIT-408", "PIT-500", "PIT-503", "PIT-504"];
 const BEAT: Duration = Duration::from_secs(5);
 
-/// What all players have notes.
+/// What all players have seen.
 #[derive(Default)]
 pub(crate) struct Notes {
     pub(crate) answers: AtomicU64,

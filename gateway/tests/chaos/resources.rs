@@ -150,7 +150,7 @@ fn a_wall_clock_that_is_set_by_an_hour_either_way_disturbs_nobody() {
             be_a_nuisance(&gateway);
         }
         assert_eq!(gateway.counter("pitaya_acceptor_closed_total"), 5, "{driver}: the nuisances");
-        // The steps were real: the log, which shows the wall clock, has notes tomorrow.
+        // The steps were real: the log, which shows the wall clock, has seen tomorrow.
         let log = gateway.program.log();
         let days: BTreeSet<&str> = log
             .split("\"timestamp\":\"")

@@ -43,7 +43,7 @@ pub(crate) fn run(duration: Duration, seed: u64) {
         println!("{:6.2} s  {fault:?} for {time:?}: all served {back:?} later", at.as_secs_f32());
         slowest = slowest.max(back);
         notes.check();
-        // A while without faults, so that each is notes apart.
+        // A while without faults, so that each is seen apart.
         std::thread::sleep(Duration::from_millis(random.u64(50..400)));
     }
     notes.stop.store(true, Ordering::SeqCst);
