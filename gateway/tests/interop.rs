@@ -6,7 +6,7 @@
 //! `test.echo`, `.bind {name}`, `.data {…}`, `.push {name, n, size}`, `.fail {code, msg}`, `.sleep {ms}`, `.kick`.
 //! Without Go, nats-server or etcd a test says so loudly and checks nothing.
 //!
-//! The tests in `pitaya` run against Pitaya itself, with the programs in `interop/pitaya/`, a Go
+//! The tests in `pitaya` and `differential` run against Pitaya itself, with the programs in `interop/pitaya/`, a Go
 //! module that depends on it. They build it with plain `go build`, under the operator's own Go settings, and say so loudly
 //! when Go cannot have it. DRAGONFRUIT_PITAYA_BIN_DIR, a folder with ready-made `pitaya-client` and `pitaya-server`, takes
 //! the place of the build, as DRAGONFRUIT_NATS_SERVER and DRAGONFRUIT_ETCD name the other servers.
@@ -25,6 +25,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "interop/cases.rs"]
+mod cases;
+#[path = "interop/differential.rs"]
+mod differential;
 #[path = "interop/pitaya.rs"]
 mod pitaya;
 

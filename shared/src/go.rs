@@ -1,6 +1,6 @@
 //! Texts in the form that Go writes and expects them: durations and JSON strings.
 //!
-//! Only the two forms that cross the wire to Go servers and Go clients.
+//! Only the forms that cross the wire to Go servers and Go clients, and what clients of theirs rely on.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -42,6 +42,43 @@ pub fn quote_json(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     escape_json(text, out);
     out.push(b'"');
+}
+
+/// JSON whose strings a strict decoder takes: half surrogate pairs and bytes that are no UTF-8 become U+FFFD, as in Go's
+/// decoder. None when there is nothing of that kind; whatever else is wrong with `text` stays wrong.
+///
+/// A browser escapes half a pair when a game cuts a text inside an emoji. To be tried after a decoder has refused, since
+/// it copies.
+pub fn repair_json(text: &[u8]) -> Option<Vec<u8>> {
+    let mut repaired = Vec::with_capacity(text.len());
+    let lossy = String::from_utf8_lossy(text);
+    let mut rest = lossy.as_bytes();
+    while let Some(start) = rest.iter().position(|byte| *byte == b'\\') {
+        let (before, escape) = rest.split_at(start);
+        repaired.extend_from_slice(before);
+        let (kept, taken_bytes): (&[u8], usize) =
+            match (surrogate(escape), surrogate(escape.get(6..).unwrap_or_default())) {
+                (Some(true), Some(false)) => (escape.get(..12)?, 12),
+                (Some(_), _) => (b"\\ufffd", 6),
+                // The escaped byte as well: it may be a back slash.
+                (None, _) => (escape.get(..2)?, 2),
+            };
+        repaired.extend_from_slice(kept);
+        rest = escape.get(taken_bytes..)?;
+    }
+    repaired.extend_from_slice(rest);
+    (repaired != text).then_some(repaired)
+}
+
+/// Whether the escape at the front is one half of a surrogate pair; true for the first half.
+fn surrogate(escape: &[u8]) -> Option<bool> {
+    let digits = std::str::from_utf8(escape.get(2..6)?).ok()?;
+    let is_half = escape.starts_with(b"\\u") && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match u16::from_str_radix(digits, 16).ok().filter(|_| is_half)? {
+        0xd800..=0xdbff => Some(true),
+        0xdc00..=0xdfff => Some(false),
+        _ => None,
+    }
 }
 
 /// Go's `time.Duration` as text: `5s`, `1m30s`, `250ms`.
@@ -292,5 +329,30 @@ mod tests {
         assert_eq!(String::from_utf8(out.clone()).unwrap(), expected);
         let back: String = serde_json::from_slice(&out).unwrap();
         assert_eq!(back, "a\"b\\c\n\r\t\u{8}\u{c}\u{1}\u{7f}<>&\u{2028}\u{2029}é");
+    }
+
+    #[test]
+    fn json_that_go_s_decoder_takes_is_repaired_to_what_it_reads() {
+        let cases: [(&[u8], Option<&str>); 14] = [
+            (br#"{"a":"\ud83d"}"#, Some(r#"{"a":"\ufffd"}"#)),
+            (br#""\udc00\ud800""#, Some(r#""\ufffd\ufffd""#)),
+            (br#""\ud800\u0041""#, Some(r#""\ufffd\u0041""#)),
+            (br#""\uD83Dx\uDE00""#, Some(r#""\ufffdx\ufffd""#)),
+            (b"\"a\xffb\"", Some("\"a\u{fffd}b\"")),
+            // Nothing to repair: whole pairs, escaped back slashes, and what is no JSON at all.
+            (br#""\ud83d\ude00""#, None),
+            (br#""\\ud83d""#, None),
+            (br#""\u00e9\n""#, None),
+            (b"", None),
+            (b"\\", None),
+            (b"\\u", None),
+            (b"\\ud83", None),
+            (b"\\u+d83", None),
+            ("{\"a\":\"żółć\"}".as_bytes(), None),
+        ];
+        for (text, expected) in cases {
+            let repaired = repair_json(text).map(|bytes| String::from_utf8(bytes).unwrap());
+            assert_eq!(repaired.as_deref(), expected, "{}", String::from_utf8_lossy(text));
+        }
     }
 }

@@ -82,7 +82,8 @@ const TOP_FIELDS: [&str; 2] = ["sys", "user"];
 const SYS_FIELDS: [&str; 4] = ["platform", "libVersion", "clientBuildNumber", "clientVersion"];
 
 /// Reads a request body by the rules of Go's decoder: `null` counts as absent, keys match in any letter case, the last
-/// of equal keys wins, unknown keys are dropped, and nothing but white space may follow.
+/// of equal keys wins, unknown keys are dropped, nothing but white space may follow, and what is broken inside strings
+/// only becomes U+FFFD.
 ///
 /// # Errors
 /// [`HandshakeError::TooLarge`] before anything is read, [`HandshakeError::Json`] for everything else. The server
@@ -94,7 +95,10 @@ pub fn decode_request(
     if body.len() > body_bytes_max {
         return Err(HandshakeError::TooLarge { bytes: body.len(), limit_bytes: body_bytes_max });
     }
-    Ok(serde_json::from_slice(body)?)
+    serde_json::from_slice(body).or_else(|error| {
+        let repaired = go::repair_json(body).ok_or(error)?;
+        Ok(serde_json::from_slice(&repaired)?)
+    })
 }
 
 impl<'de> Deserialize<'de> for HandshakeRequest {

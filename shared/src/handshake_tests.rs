@@ -162,7 +162,7 @@ fn everything_that_go_accepts_is_accepted() {
 
 #[test]
 fn everything_that_go_refuses_is_refused() {
-    let refused: [&[u8]; 17] = [
+    let refused: [&[u8]; 18] = [
         b"",
         b"[]",
         br#""x""#,
@@ -178,7 +178,8 @@ fn everything_that_go_refuses_is_refused() {
         br#"{"sys":{"platform":"a"}"#,
         br#"{"user":{"a":01}}"#,
         b"\x78\x9c\xab\xae\x05\x00\x01\x75\x00\xf9",
-        b"{\"sys\":{\"platform\":\"\xff\"}}",
+        b"{\"sys\":{\"platform\":\"\xff\"}",
+        b"{\"sys\":\xff}",
         b"true",
     ];
     for body in refused {
@@ -205,4 +206,16 @@ fn length_and_depth_are_bounded() {
     assert!(matches!(decode_request(deep.as_bytes(), 1 << 20), Err(HandshakeError::Json(_))));
     let deep = format!(r#"{{"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     assert!(decode_request(deep.as_bytes(), 1 << 20).is_ok(), "ignored members cost no stack");
+}
+
+#[test]
+fn a_text_that_was_cut_inside_an_emoji_does_not_refuse_the_client() {
+    let cut = br#"{"sys":{"platform":"\ud83d"},"user":{"name":"a\udc00"}}"#;
+    let request = decode_request(cut, LIMIT).unwrap();
+    assert_eq!(request.sys.platform, "\u{fffd}");
+    assert_eq!(request.user["name"], "a\u{fffd}");
+    let latin = decode_request(b"{\"sys\":{\"platform\":\"\xe9\"}}", LIMIT).unwrap();
+    assert_eq!(latin.sys.platform, "\u{fffd}");
+    assert!(decode_request(b"{\"sys\":\xe9}", LIMIT).is_err());
+    assert!(decode_request(br#"{"sys":{"platform":"\ud83d"}"#, LIMIT).is_err());
 }

@@ -25,6 +25,7 @@ pub mod log_writer;
 mod metadata;
 mod metrics;
 pub mod nats;
+mod overload;
 mod panic;
 mod payload;
 pub mod prelude;
@@ -56,3 +57,8 @@ pub use service::{Reply, Service};
 pub use session::Session;
 pub use state::{State, States};
 pub use worker_macros::handlers;
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

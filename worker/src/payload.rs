@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shared::error::code;
+use shared::go::repair_json;
 
 use crate::error::{Error, Result};
 use crate::raw;
@@ -18,6 +19,9 @@ use crate::raw;
 pub struct Pb<T>(pub T);
 
 /// What the last argument of a handler may be: a serde type (JSON), [`Pb`] (protobuf) or [`Bytes`] (raw).
+///
+/// Half surrogate pairs and bytes that are no UTF-8 are read as U+FFFD inside JSON strings, as Go reads them: a browser
+/// sends such when a game cuts a text inside an emoji.
 ///
 /// JSON names must match exactly. Go matches them without regard to case, and untagged Go structs send `Code`, `Msg`:
 /// use `#[serde(alias = "..")]` or `rename_all = "PascalCase"` where such peers write.
@@ -45,7 +49,11 @@ impl<T: DeserializeOwned + Send + 'static> Payload for T {
         if bytes.is_empty() {
             return Err(Error::new(code::BAD_REQUEST, "unexpected end of JSON input"));
         }
-        serde_json::from_slice(bytes).map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
+        let decoded = serde_json::from_slice(bytes).or_else(|error| {
+            let repaired = repair_json(bytes).ok_or(error)?;
+            serde_json::from_slice(&repaired)
+        });
+        decoded.map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
     }
 }
 
@@ -111,6 +119,16 @@ mod tests {
         assert_eq!(<Name as Payload>::decode(&encoded).unwrap(), name);
         assert_eq!(vec![1u8, 2].encode().unwrap(), Bytes::from_static(b"[1,2]"));
         assert_eq!("text".encode().unwrap(), Bytes::from_static(b"\"text\""));
+    }
+
+    #[test]
+    fn json_with_half_a_surrogate_pair_is_read_as_go_reads_it() {
+        let cut = Bytes::from_static(br#"{"name":"bob \ud83d"}"#);
+        assert_eq!(<Name as Payload>::decode(&cut).unwrap().name, "bob \u{fffd}");
+        let latin = Bytes::from_static(b"{\"name\":\"\xe9\"}");
+        assert_eq!(<Name as Payload>::decode(&latin).unwrap().name, "\u{fffd}");
+        let broken = Bytes::from_static(br#"{"name":"\ud83d""#);
+        assert_eq!(<Name as Payload>::decode(&broken).unwrap_err().code, "PIT-400");
     }
 
     #[test]

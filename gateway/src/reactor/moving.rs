@@ -12,7 +12,7 @@ use proto::wire::RequestView;
 use shared::close::CloseReason;
 use shared::session::SessionId;
 
-use super::{Reactor, Report};
+use super::{Reactor, Report, pressure};
 use crate::bus::local::LocalBus;
 use crate::bus::{Bus, Carrier, Readiness};
 use crate::calls;
@@ -154,8 +154,12 @@ impl Reactor {
         let occupant = self.connections.remove(token);
         let Some(moving) = &mut self.moving else { return };
         match occupant {
-            Some(Occupant::Client(connection)) => {
+            Some(Occupant::Client(mut connection)) => {
+                pressure::forget(&mut connection, &mut self.core);
                 moving.waiting -= 1;
+                if connection.entrance.is_handshaking() {
+                    self.core.tls_handshakes.end();
+                }
                 moving.connections.push((Connection::freeze(*connection, now_ms), socket));
             }
             Some(Occupant::Bus(bus)) => {
@@ -280,6 +284,9 @@ impl Reactor {
         };
         let is_closing = state.closing.is_some();
         let connection = Connection::resume(state, token, bus, &self.rules, self.core.now_ms);
+        if connection.entrance.is_handshaking() {
+            self.core.tls_handshakes.begin(token);
+        }
         self.connections.insert(token, Occupant::Client(Box::new(connection)));
         self.core.directory.place(session, Place { reactor: self.core.reactor, token });
         self.core.dirty.push(token);

@@ -13,9 +13,15 @@ mod servers;
 #[path = "../support/traffic.rs"]
 mod traffic;
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "../support/administrator.rs"]
+mod administrator;
+
 mod backend;
+mod bans;
 mod discovery;
 mod etcd_faults;
+mod hostile;
 mod lifecycle;
 mod moving;
 mod nats_faults;

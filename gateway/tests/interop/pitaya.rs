@@ -148,7 +148,7 @@ fn in_runtime(work: impl Future<Output = ()>) {
 }
 
 impl GoPeer {
-    fn listens_at(&self, transport: &str) -> &str {
+    pub(super) fn listens_at(&self, transport: &str) -> &str {
         if transport == "ws" { &self.ws_address } else { &self.address }
     }
 }

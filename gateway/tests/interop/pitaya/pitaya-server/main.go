@@ -1,5 +1,5 @@
-// Program pitaya-server is a Pitaya server in cluster mode with the handlers that the tests call, as backend or as
-// frontend. It writes one JSON line when it is ready, and one for each notify.
+// Program pitaya-server is a Pitaya server in cluster mode: a backend with the handlers that the tests call, or a
+// frontend without any. It writes one JSON line when it is ready, and one for each notify.
 //
 // Everything that has no flag keeps Pitaya's default, or what its PITAYA_ variables say.
 package main
@@ -77,11 +77,14 @@ func run(o options) error {
 	acceptors := o.addAcceptors(builder)
 	app := builder.Build()
 	events := lines.NewWriter(os.Stdout)
-	app.Register(
-		&TestHandlers{app: app, events: events, frontendType: o.frontendType},
-		component.WithName("test"),
-		component.WithNameFunc(lowerFirst),
-	)
+	// A frontend only forwards, as the gateway does.
+	if !o.isFrontend {
+		app.Register(
+			&TestHandlers{app: app, events: events, frontendType: o.frontendType},
+			component.WithName("test"),
+			component.WithNameFunc(lowerFirst),
+		)
+	}
 	go announce(app, builder.Server.ID, acceptors, events)
 	if o.untilEOF {
 		go func() {
