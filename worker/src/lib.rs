@@ -27,6 +27,7 @@ mod handshake;
 mod hooks;
 mod link;
 mod listeners;
+pub mod log_writer;
 mod metadata;
 mod metrics;
 mod modules;
