@@ -160,9 +160,12 @@ fn nothing_is_closed_or_handed_out_while_the_kernel_holds_it() {
         world.slots.get_mut(token).expect("known").close();
         world.settle(token);
     }
-    // The kernel completes all that it holds: then every slot must be vacated.
-    for _ in 0..10_000 {
+    // The kernel completes all that it holds, which may be thousands: then every slot must be vacated.
+    for _ in 0..1_000_000 {
         world.complete();
+        if world.kernel.inputs.is_empty() && world.kernel.outputs.is_empty() {
+            break;
+        }
     }
     assert!(world.kernel.inputs.is_empty() && world.kernel.outputs.is_empty());
     assert_eq!(world.slots.len(), 0, "every socket found its end");
