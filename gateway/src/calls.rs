@@ -1,4 +1,5 @@
-//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`.
+//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`, and those of
+//! [`crate::describe`].
 //!
 //! A call arrives as an encoded `protos.Request` on one reactor's bus and is handled on the reactor that holds the
 //! session; its answer leaves on that reactor's bus (cluster protocol 9.2). A bind is confirmed only after the NATS
@@ -15,6 +16,7 @@ use shared::session::{SessionId, check_uid};
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
 use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
+use crate::describe;
 use crate::directory::{Directory, Place};
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
@@ -37,7 +39,7 @@ pub enum Addressee<'a> {
 pub fn addressee<'a>(request: &RequestView<'a>) -> Option<Addressee<'a>> {
     let message = request.msg?;
     match message.route {
-        "sys.bindsession" | "sys.pushsession" => {
+        "sys.bindsession" | "sys.pushsession" | describe::DESCRIBE | describe::CLOSE => {
             let session = SessionView::decode(message.data).ok()?;
             Some(Addressee::Session(SessionId(session.id)))
         }
@@ -105,6 +107,11 @@ pub fn serve(
             kick(connection, CloseReason::Kicked, turn.rules, turn.core);
             turn.bus.reply(reply, KICK_ANSWER);
         }
+        describe::DESCRIBE => turn.bus.reply(reply, &describe::describe(connection)),
+        describe::CLOSE => {
+            describe::close(connection, turn.core);
+            turn.bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+        }
         route => turn.bus.reply(reply, &route_not_found(route)),
     }
 }
@@ -168,7 +175,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
             bus.reply(reply, wire::RESPONSE_NESTED_ACK);
         }
         Carrier::Nats(lines) => {
-            let subscription = bus.subscriptions.insert(connection.token);
+            let subscription = bus.subscriptions.insert(connection.token, uid);
             subscribe(&mut lines.out, rules, uid, subscription);
             client.binding = Binding::Proving { uid: uid.to_owned(), subscription };
             lines.wants_barrier = true;
@@ -203,8 +210,7 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
 /// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
 /// server complains of; anything else than a subscription for a bind under way is nothing to this function.
 pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
-    let subject = text.split('"').nth(1).filter(|_| text.starts_with(SUBSCRIPTION_REFUSED));
-    let Some(subject) = subject else { return };
+    let Some(subject) = refused_subject(text) else { return };
     let Turn { rules, core, bus, .. } = turn;
     let mut is_meant = |proof: &Proof| match connections.find(proof.connection, proof.session) {
         Some(Connection {
@@ -222,6 +228,15 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));
     }
+}
+
+/// Whether the server complains that it does not permit this subscription.
+pub fn is_refused(text: &str, subject: &str) -> bool {
+    refused_subject(text) == Some(subject)
+}
+
+fn refused_subject(text: &str) -> Option<&str> {
+    text.strip_prefix(SUBSCRIPTION_REFUSED)?.split('"').nth(1)
 }
 
 /// How nats-server begins to say that a subscription is not permitted.

@@ -19,6 +19,7 @@ use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
+use crate::fan_out;
 use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
 use crate::rules::Rules;
 use crate::turn::Turn;
@@ -45,6 +46,7 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
             let request = bytes::Bytes::copy_from_slice(message.payload);
             turn.core.calls.push((request, reply_to(message)));
         }
+        Some(Subject::Pushes) => fan_out::deliver(message.payload, connections, turn),
         Some(Subject::Bindings) => handle_binding(message.payload, turn),
         None => turn.core.meter.count(CoreCounter::LateAnswers),
     }
@@ -259,7 +261,10 @@ pub fn put_push(
     let Turn { rules, core, codec, .. } = turn;
     let connection = connections.at(owner).filter(|connection| {
         let client = &connection.client;
-        client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
+        // A push to a session by its id may be without a uid, as the session may be.
+        let is_meant =
+            client.session.uid() == push.uid || (session.is_some() && push.uid.is_empty());
+        is_meant && session.is_none_or(|id| client.session.id() == id)
     });
     let Some(connection) = connection else {
         core.meter.count(CoreCounter::PushesDropped);

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 use worker::log_writer::{LogGuard, LogWriter};
 
-type SetFilter = Arc<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
-
 /// What is logged, to be changed while the process runs. Clones change the same log.
 #[derive(Clone)]
 pub struct LogLevel {
-    set: SetFilter,
+    set: Arc<SetFilter>,
 }
+
+type SetFilter = dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync;
 
 impl LogLevel {
     /// Reads a level, or levels by module.
@@ -47,7 +47,7 @@ pub fn start(level: &str, format: &str) -> Result<(LogLevel, LogGuard), String> 
         .with_env_filter(LogLevel::parse(level)?)
         .log_internal_errors(false)
         .with_writer(move || writer.clone());
-    let (set, outcome): (SetFilter, _) = if is_json {
+    let (set, outcome): (Arc<SetFilter>, _) = if is_json {
         let builder = builder.json().flatten_event(true).with_filter_reloading();
         let handle = builder.reload_handle();
         let set = move |filter| handle.reload(filter).map_err(|error| error.to_string());

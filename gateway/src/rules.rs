@@ -139,6 +139,11 @@ impl Rules {
         format!("pitaya/{}/bindings", self.server_type)
     }
 
+    /// The subject on which one message for many users of frontends of this type comes.
+    pub fn pushes_subject(&self) -> String {
+        format!("pitaya/{}/pushes", self.server_type)
+    }
+
     /// The two subjects of a user: pushes and kicks.
     pub fn user_subjects(&self, uid: &str) -> [String; 2] {
         ["push", "kick"].map(|what| format!("pitaya/{}/user/{uid}/{what}", self.server_type))

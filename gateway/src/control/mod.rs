@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::config::Change;
-use shared::server::{METADATA_WINDOW, Server, ServerTable};
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
@@ -67,11 +67,15 @@ pub struct Control {
     upkeep: Upkeep,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
+    /// The application of standalone mode.
+    service: Option<worker::Service>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// Moves that are under way, by the reactor that gives its connections away.
     moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
     stopped: usize,
+    /// Messages for many users do not reach this gateway, so it must not announce that it takes them.
+    is_pushes_refused: bool,
 }
 
 /// Why a gateway could not start.
@@ -113,9 +117,11 @@ impl Control {
             upkeep,
             connector,
             discovery: None,
+            service: None,
             tables: None,
             moves: Vec::new(),
             stopped: 0,
+            is_pushes_refused: false,
         }
     }
 
@@ -146,15 +152,17 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
+        let servers = Arc::new(worker::FixedServers::new([gateway]));
         let view = worker::ClusterView {
-            server_id: game.id.clone(),
-            servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
+            frontend_type: Some(rules.server_type.clone()),
+            ..worker::ClusterView::new(&game.id, servers)
         };
         let service = application
             .embed(bus.clone(), view)
             .await
             .map_err(|error| ControlError::Application(error.to_string()))?;
+        self.service = Some(service.clone());
         bus.open(service, self.mailboxes.to_vec());
         self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
         Ok(())
@@ -166,7 +174,11 @@ impl Control {
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             self.follow_start().await?;
         }
-        let discovery = Discovery::start(discovery.clone(), own)?;
+        let mut own = own.clone();
+        if self.is_pushes_refused {
+            own.metadata.remove(METADATA_PROTOCOL);
+        }
+        let discovery = Discovery::start(discovery.clone(), &own)?;
         if let Err(error) = self.join_discovery(&discovery).await {
             discovery.shutdown().await;
             return Err(error);
@@ -311,6 +323,13 @@ impl Control {
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
+            Report::PushesRefused => {
+                // Before the announcement this leads workers back to one push a user; later only an operator can help.
+                if !std::mem::replace(&mut self.is_pushes_refused, true) {
+                    let subject = self.plan.rules.pushes_subject();
+                    tracing::error!(subject, "NATS permissions lack this subscription");
+                }
+            }
             Report::Unlistened { .. } => {}
             Report::Moved { reactor, connections } => {
                 let asked = self.moves.iter().position(|(from, _)| *from == reactor);
@@ -366,6 +385,10 @@ impl Control {
         };
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("some reactors did not end in time");
+        }
+        if let Some(service) = self.service.take() {
+            // All sessions have ended; what their ends have started is waited for.
+            service.shut_down(STOP_SLACK).await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

@@ -76,6 +76,8 @@ pub enum Report {
         /// Which reactor.
         reactor: usize,
     },
+    /// NATS does not permit the subscription to messages for many users.
+    PushesRefused,
     /// The listeners are closed.
     Unlistened {
         /// Which reactor.

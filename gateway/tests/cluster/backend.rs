@@ -147,6 +147,12 @@ impl Call {
 }
 
 impl Caller {
+    /// Somebody who is in no server list.
+    pub(crate) fn connect(world: &World) -> Self {
+        let client = world.soon(async_nats::connect(world.nats.url())).unwrap();
+        Self { client, runtime: world.handle() }
+    }
+
     fn wait<T>(&self, future: impl IntoFuture<Output = T>) -> T {
         self.runtime.block_on(async { timeout(SOON, future).await.expect("NATS takes it in time") })
     }

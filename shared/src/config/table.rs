@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::key::Kind::{
     Address, Addresses, Bool, Choice, CustomMetrics, Dictionary, Float, Int, List, Map, Path,
-    Secret, ServerName, Text, Urls,
+    Policies, Secret, ServerName, Text, Urls,
 };
 use super::key::UsedBy::{Both, Gateway, Worker};
 use super::key::{Key, Kind, row};
@@ -164,7 +164,11 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.modules.bindingstorage.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),
     row(Gateway, "pitaya.modules.bindingstorage.etcd.leasettl", time(SECOND, 30 * 24 * HOUR), "1h",
         "How long the bindings of a crashed frontend stay."),
+    row(Worker, "pitaya.groups.storage", Choice(&["memory", "etcd"]), "memory",
+        "Where groups are kept: in each worker's memory, or in etcd for all of them."),
     row(Worker, "pitaya.groups.etcd.endpoints", URLS, "localhost:2379", "etcd of the groups."),
+    row(Worker, "pitaya.groups.etcd.user", Text, "", "etcd user; only used together with a password."),
+    row(Worker, "pitaya.groups.etcd.pass", Secret, "", "etcd password."),
     row(Worker, "pitaya.groups.etcd.prefix", Text, "pitaya/", "Prefix of their keys."),
     row(Worker, "pitaya.groups.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),
     row(Worker, "pitaya.groups.etcd.transactiontimeout", TIMEOUT, "5s", "Limit for one operation."),
@@ -190,6 +194,8 @@ pub static KEYS: &[Key] = &[
         .worker_default("room"),
     row(Both, "pitaya.server.id", ServerName { may_be_empty: true }, "", "Id of this server; empty means a random one."),
     row(Both, "pitaya.server.metadata", Map, "", "What others see of this server in service discovery."),
+    row(Both, "pitaya.routing", Policies, "",
+        "How a server is chosen for a forwarded message or a call, by server type; default stands for all other types."),
     row(Both, "pitaya.admin.listen", Addresses, "127.0.0.1:9091",
         "Health and administration; /healthz and /readyz are on the metrics port too.")
         .worker_default("127.0.0.1:9092"),
