@@ -1,4 +1,5 @@
-//! What the machine can do to a gateway: a log that cannot be written, a clock that is set, a process that is paused.
+//! What machine and network can do to a gateway: a log that cannot be written, a clock that is set, a process that is
+//! paused, a way to the players that loses what it carries.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use client::raw::RawClient;
 use shared::packet::PacketType;
 use tempfile::TempDir;
 
+use crate::fault_proxy::FaultProxy;
 use crate::process::{GatewayProcess, SOON, until};
 
 fn flags(driver: &str, more: &[&str]) -> Vec<String> {
@@ -188,5 +190,37 @@ fn a_gateway_that_is_paused_kicks_nobody_who_was_not_silent() {
         println!("{driver}: all answered {:?} after the pause", begun.elapsed());
         clients.iter_mut().for_each(echo);
         assert_eq!(gateway.counter("pitaya_acceptor_closed_total"), 0, "{driver}");
+    }
+}
+
+#[test]
+fn packet_loss_on_the_way_to_a_client_slows_it_down_and_all_of_it_ends_it() {
+    for driver in ["uring", "epoll"] {
+        let short = ["--set", "pitaya.heartbeat.interval=1s"];
+        let gateway = GatewayProcess::start(&flags(driver, &short), &[]);
+        let proxy = FaultProxy::start(gateway.tcp);
+        let mut client = RawClient::connect_tcp(proxy.address()).unwrap();
+        client.set_timeout(SOON);
+        client.establish().unwrap();
+        for percent in [10, 40] {
+            proxy.lose(percent);
+            for number in 0..2_u8 {
+                client.heartbeat().unwrap();
+                let answer = client.request("room.test.echo", &[number]).unwrap();
+                assert_eq!(answer.payload, [number], "{driver}: {percent} %");
+            }
+        }
+        assert_eq!(gateway.counter("pitaya_acceptor_closed_total"), 0, "{driver}");
+        proxy.lose(100);
+        let _ = client.heartbeat();
+        until("a client that nothing comes from is closed", || {
+            gateway.counter("pitaya_acceptor_closed_total") == 1
+        });
+        let (_, page) = crate::process::http_get(gateway.admin, "/metrics").unwrap();
+        let line = page.lines().find(|line| {
+            line.starts_with("pitaya_acceptor_closed_total") && line.contains("idle_timeout")
+        });
+        assert!(line.is_some_and(|line| line.ends_with(" 1")), "{driver}: {line:?}");
+        until("it is gone", || gateway.counter("pitaya_acceptor_connected_clients") == 0);
     }
 }
