@@ -44,6 +44,12 @@ pub enum CloseReason {
     ClosedByServer,
     /// The gateway holds all the connections it may hold.
     Overload,
+    /// Too many connections from the client's address, or too many in a second.
+    AddressLimit,
+    /// The client's address or uid is banned.
+    Banned,
+    /// It had the most bytes queued when the gateway ran out of memory for its clients.
+    MemoryLimit,
     /// The gateway is stopping.
     Shutdown,
     /// The peer ended the connection.
@@ -59,7 +65,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::HandshakeTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
@@ -78,6 +84,9 @@ impl CloseReason {
         Self::Replaced,
         Self::ClosedByServer,
         Self::Overload,
+        Self::AddressLimit,
+        Self::Banned,
+        Self::MemoryLimit,
         Self::Shutdown,
         Self::PeerClosed,
         Self::IoError,
@@ -105,6 +114,9 @@ impl CloseReason {
             Self::Replaced => "replaced",
             Self::ClosedByServer => "closed_by_server",
             Self::Overload => "overload",
+            Self::AddressLimit => "address_limit",
+            Self::Banned => "banned",
+            Self::MemoryLimit => "memory_limit",
             Self::Shutdown => "shutdown",
             Self::PeerClosed => "peer_closed",
             Self::IoError => "io_error",
@@ -121,11 +133,13 @@ impl CloseReason {
             Self::Utf8 => 1007,
             Self::TooLarge | Self::InflateLimit => 1009,
             Self::Internal | Self::IoError => 1011,
-            Self::Overload | Self::OutboxLimit | Self::WriteTimeout => 1013,
+            Self::Overload | Self::OutboxLimit | Self::WriteTimeout | Self::MemoryLimit => 1013,
             Self::HandshakeTimeout
             | Self::BadMessage
             | Self::BadHandshake
             | Self::RateLimited
+            | Self::AddressLimit
+            | Self::Banned
             | Self::ProxyHeader
             | Self::Tls
             | Self::Replaced => 1008,

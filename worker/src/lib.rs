@@ -32,6 +32,7 @@ mod metrics;
 mod modules;
 mod names;
 pub mod nats;
+mod overload;
 mod panic;
 mod payload;
 mod peers;

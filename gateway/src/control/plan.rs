@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::{AgentRules, HandshakeCheck};
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::Config;
+use shared::config::{Config, Sources};
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
@@ -27,11 +27,13 @@ use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::limits::LimitRules;
 use crate::listener::{self, Service};
+use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
-use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::rules::{LocalRoutes, Rules};
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -55,6 +57,12 @@ pub struct Plan {
     pub cluster: Option<ClusterPlan>,
     /// The application of standalone mode.
     pub application: Option<worker::App>,
+    /// What all this was worked out from.
+    pub config: Config,
+    /// Where to read it again from; none when it was made by a program.
+    pub sources: Option<Sources>,
+    /// The log whose level a reload changes.
+    pub log: Option<LogLevel>,
 }
 
 /// NATS and etcd.
@@ -103,8 +111,11 @@ impl Plan {
             threads => threads,
         };
         let ports = edge::ports(config, &mut mistakes);
-        let local_type = application.as_ref().map(|app| app.server_type().to_owned());
-        let mut rules = rules(config, reactors, (local_type, application.as_ref()), &mut mistakes);
+        let local = application.as_ref().map(|app| LocalRoutes {
+            server_type: app.server_type().to_owned(),
+            codes: app.route_codes().clone(),
+        });
+        let mut rules = rules(config, reactors, local, &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
             let checks = application.take_handshake_checks().into_iter();
             rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
@@ -131,6 +142,9 @@ impl Plan {
                 metrics,
                 cluster,
                 application,
+                config: config.clone(),
+                sources: None,
+                log: None,
             }),
             _ => Err(mistakes),
         }
@@ -139,7 +153,7 @@ impl Plan {
 
 /// A check of the application as the agent runs it. One that panics refuses.
 fn handshake_check(check: worker::Check) -> HandshakeCheck {
-    Box::new(move |request| {
+    Arc::new(move |request| {
         let handshake = worker::Handshake::new(request.clone());
         let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&handshake)));
         let outcome = judged.unwrap_or_else(|_| Err(worker::Error::unknown("the check panicked")));
@@ -175,10 +189,10 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
-fn rules(
+pub(super) fn rules(
     config: &Config,
     reactors: usize,
-    (local_type, application): (Option<String>, Option<&worker::App>),
+    local: Option<LocalRoutes>,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
     let serializer =
@@ -187,9 +201,9 @@ fn rules(
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
     let mut dictionary = config.dictionary();
-    if let Some(application) = application {
+    if let Some(local) = &local {
         // What an operator gives counts more than what the application was built with.
-        let codes = application.route_codes().iter();
+        let codes = local.codes.iter();
         let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
         let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
         if let Err(error) = dictionary.insert_all(codes) {
@@ -216,6 +230,7 @@ fn rules(
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,
@@ -231,10 +246,13 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
-        local_type,
+        local,
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
         told_address: edge::told_address(config),
