@@ -168,7 +168,7 @@ fn route_message(
     let own_type = rules.server_type.as_str();
     let server_type = route.server_type.unwrap_or(own_type);
     let is_own = server_type == own_type;
-    let target_type = match &rules.local_type {
+    let target_type = match rules.local.as_ref().map(|local| &local.server_type) {
         Some(local) if is_own || server_type == local => local.clone(),
         Some(_) => return Err(not_found(server_type, &route)),
         None if is_own || route.service == "sys" => return Err(not_found(server_type, &route)),

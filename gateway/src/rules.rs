@@ -3,6 +3,7 @@
 //! Reactors share it read-only. Whatever can be prepared is prepared here, so that a request is an append of cached
 //! pieces (cluster protocol 23.1).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -56,8 +57,8 @@ pub struct Rules {
     pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
-    /// The type that routes of the in-process application carry, in standalone mode.
-    pub local_type: Option<String>,
+    /// What the in-process application brought, in standalone mode.
+    pub local: Option<LocalRoutes>,
     /// TLS on the ports that speak it.
     pub tls: Option<TlsRules>,
     /// Whom to believe when it speaks for a client behind it.
@@ -93,6 +94,15 @@ impl ProxyRules {
             self.expects_header || (self.believes_forwarded && protocol == Protocol::WebSocket);
         may_say && self.trusted.contains(address)
     }
+}
+
+/// What an application in the process says about its routes; outlives a renewal of the rules.
+#[derive(Clone, Debug, Default)]
+pub struct LocalRoutes {
+    /// The type that its routes carry.
+    pub server_type: String,
+    /// Its route codes, below those of the configuration.
+    pub codes: BTreeMap<String, u16>,
 }
 
 impl Rules {

@@ -21,6 +21,7 @@ use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::listeners::Listener;
+use crate::names::check_server_type;
 use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
@@ -281,6 +282,9 @@ impl App {
                 Some(entry) => entry.is_concurrent = true,
                 None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
             }
+        }
+        if check_server_type(&self.server_type).is_err() {
+            self.mistakes.push(format!("{:?} is not a server type", self.server_type));
         }
         self.mistakes.extend(self.parts.pipelines.missing(&self.states));
         let timers = self.parts.timers.iter().map(|timer| &timer.run);

@@ -153,6 +153,7 @@ async fn send_to_user(
     channel: &str,
     payload: Vec<u8>,
 ) -> Result<()> {
+    check_frontend_type(frontend_type)?;
     // A uid becomes part of a subject; one with a space or a wildcard would reach somebody else (cluster 1.1).
     shared::session::check_uid(uid).map_err(|_| LinkError::InvalidSubject)?;
     let subject = format!("pitaya/{frontend_type}/user/{uid}/{channel}");

@@ -33,7 +33,7 @@ use crate::listener::{self, Service};
 use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
-use crate::rules::Rules;
+use crate::rules::{LocalRoutes, Rules};
 use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
@@ -112,9 +112,11 @@ impl Plan {
             threads => threads,
         };
         let ports = edge::ports(config, &mut mistakes);
-        let local_type = application.as_ref().map(|app| app.server_type().to_owned());
-        let dictionary = dictionary(config, application.as_ref(), &mut mistakes);
-        let mut rules = rules(config, reactors, (local_type, dictionary), &mut mistakes);
+        let local = application.as_ref().map(|app| LocalRoutes {
+            server_type: app.server_type().to_owned(),
+            codes: app.route_codes().clone(),
+        });
+        let mut rules = rules(config, reactors, local, &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
             let checks = application.take_handshake_checks().into_iter();
             rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
@@ -148,22 +150,6 @@ impl Plan {
             _ => Err(mistakes),
         }
     }
-}
-
-/// The codes of routes. What an operator gives counts more than what the application was built with.
-fn dictionary(
-    config: &Config,
-    application: Option<&worker::App>,
-    mistakes: &mut Vec<String>,
-) -> Dictionary {
-    let mut dictionary = config.dictionary();
-    let codes = application.into_iter().flat_map(worker::App::route_codes);
-    let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
-    let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
-    if let Err(error) = dictionary.insert_all(codes) {
-        mistakes.push(format!("the application's route dictionary: {error}"));
-    }
-    dictionary
 }
 
 /// A check of the application as the agent runs it. One that panics refuses.
@@ -207,7 +193,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
 pub(super) fn rules(
     config: &Config,
     reactors: usize,
-    (local_type, dictionary): (Option<String>, Dictionary),
+    local: Option<LocalRoutes>,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
     let serializer =
@@ -215,6 +201,16 @@ pub(super) fn rules(
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
+    let mut dictionary = config.dictionary();
+    if let Some(local) = &local {
+        // What an operator gives counts more than what the application was built with.
+        let codes = local.codes.iter();
+        let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
+        let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
+        if let Err(error) = dictionary.insert_all(codes) {
+            mistakes.push(format!("the application's route dictionary: {error}"));
+        }
+    }
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
     let agent =
         agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
@@ -257,7 +253,7 @@ pub(super) fn rules(
         limits: LimitRules::new(config, mistakes),
         is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
-        local_type,
+        local,
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
         told_address: edge::told_address(config),

@@ -85,8 +85,7 @@ impl Upkeep {
         let mut mistakes = Vec::new();
         let level = config.string("pitaya.log.level");
         let filter = LogLevel::parse(level).map_err(|error| mistakes.push(error)).ok();
-        let built_in = (self.rules.local_type.clone(), self.rules.dictionary.clone());
-        let renewed = rules(&config, self.reactors, built_in, &mut mistakes);
+        let renewed = rules(&config, self.reactors, self.rules.local.clone(), &mut mistakes);
         let renewed = renewed.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.clone())?;
         let renewed = Arc::new(self.rules.renewed(renewed)?);
         if let (Some(log), Some(filter)) = (&self.log, filter) {
