@@ -12,6 +12,7 @@ mod servers;
 mod traffic;
 
 mod backend;
+mod bindings;
 mod discovery;
 mod fan_out;
 mod lifecycle;
