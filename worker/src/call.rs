@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::groups::GroupStore;
+use crate::jobs::JobMaker;
 use crate::link::{Link, LinkError};
 use crate::metadata::{self, Caller};
 use crate::servers::Servers;
@@ -25,6 +26,7 @@ pub(crate) struct Environment {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
     pub(crate) groups: GroupStore,
+    pub(crate) jobs: JobMaker,
     /// For requests and calls that name no timeout of their own.
     pub(crate) request_timeout: Duration,
 }

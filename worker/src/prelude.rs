@@ -6,5 +6,5 @@ pub use std::time::Duration;
 
 pub use crate::bail;
 pub use crate::{
-    App, Component, Ctx, Error, Groups, Pb, Push, Result, ResultExt, Session, State, handlers,
+    App, Component, Ctx, Error, Groups, Jobs, Pb, Push, Result, ResultExt, Session, State, handlers,
 };

@@ -25,8 +25,10 @@ use tokio::time::{sleep, timeout};
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
+use crate::jobs::{Consumer, JobHandlers};
 use crate::nats::{self, Ending, Inlet, NatsLink, NatsSettings};
 use crate::servers::Servers;
+use crate::service::Service;
 use crate::settings::Settings;
 
 /// For the last words to a NATS server.
@@ -54,7 +56,10 @@ impl App {
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
-        let mut app = self.with_server_type(&settings.own.server_type).limits(settings.limits);
+        let mut app = self
+            .with_server_type(&settings.own.server_type)
+            .limits(settings.limits)
+            .job_options(settings.jobs.clone());
         if let Some(groups) = &settings.groups {
             app = app.groups(groups.clone());
         }
@@ -146,12 +151,13 @@ struct Running {
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
+    consumer: Option<Consumer>,
     drain_limit: Duration,
 }
 
 impl Running {
     /// Everything but the announcement. Requests that came before the start hooks ended wait in the subscription.
-    async fn start(app: App, settings: &Settings, connection: Connection) -> Result<Self> {
+    async fn start(mut app: App, settings: &Settings, connection: Connection) -> Result<Self> {
         let Connection { inlet, events } = connection;
         let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
@@ -161,10 +167,12 @@ impl Running {
             servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
         };
+        let job_handlers = std::mem::take(&mut app.job_handlers);
         let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
+        let consumer = consumer(settings, job_handlers, &service)?;
         let status = Arc::new(Status {
             service,
             link,
@@ -178,7 +186,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, consumer, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -240,7 +248,9 @@ impl Running {
         service.before_shutdown().await;
         discovery.leave().await;
         self.feeds.stop().await;
-        let drained = service.drain(self.drain_limit);
+        let jobs = self.consumer.map(|consumer| consumer.stop(self.drain_limit));
+        let jobs = OptionFuture::from(jobs);
+        let drained = async { tokio::join!(service.drain(self.drain_limit), jobs).0 };
         let hurried = async {
             if stops.recv().await.is_none() {
                 std::future::pending::<()>().await;
@@ -265,6 +275,22 @@ impl Running {
         drop(self.admin);
         tracing::info!("stopped");
     }
+}
+
+/// Runs jobs if the application has handlers for any.
+fn consumer(
+    settings: &Settings,
+    handlers: JobHandlers,
+    service: &Service,
+) -> Result<Option<Consumer>> {
+    if handlers.is_empty() {
+        return Ok(None);
+    }
+    // Unlike a host name alone it is nobody else's, and a configured id leads a restarted server to its jobs.
+    let process = format!("{}:{}", settings.own.hostname, settings.own.id);
+    let stores = [settings.jobs.store(&process)?, settings.jobs.store(&process)?];
+    let concurrency = settings.jobs.concurrency;
+    Ok(Some(Consumer::start(stores, concurrency, handlers, service.environment())))
 }
 
 /// The servers that discovery knows.

@@ -200,6 +200,10 @@ impl Service {
         left
     }
 
+    pub(crate) fn environment(&self) -> Arc<Environment> {
+        Arc::clone(&self.0.environment)
+    }
+
     /// Runs the start hooks.
     pub(crate) async fn start(&self) -> Result<()> {
         self.0.hooks.start(&self.0.environment).await

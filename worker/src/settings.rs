@@ -10,6 +10,7 @@ use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
 use crate::groups::GroupStorage;
+use crate::jobs::JobOptions;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -20,6 +21,7 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// Where groups are kept, if an operator says so.
     pub(crate) groups: Option<GroupStorage>,
+    pub(crate) jobs: JobOptions,
     pub(crate) request_timeout: Duration,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
@@ -45,6 +47,7 @@ impl Settings {
             discovery: DiscoveryOptions::new(config),
             limits,
             groups: groups_of(config),
+            jobs: JobOptions::new(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
             exporter,
             admin: admin(config),
