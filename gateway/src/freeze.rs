@@ -16,6 +16,7 @@ use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
 use crate::entrance::Entrance;
+use crate::limits::Seats;
 use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
@@ -47,6 +48,8 @@ pub struct ConnectionState {
     pub last_route: RouteLabel,
     /// An end that has begun.
     pub closing: Option<Closing>,
+    /// Places in the process's tables, which are the same on all reactors.
+    pub seats: Seats,
 }
 
 /// A bus at rest.
@@ -91,6 +94,7 @@ impl Connection {
             last_route: client.last_route,
             closing: client.ending.closing(),
             binding: client.binding,
+            seats: client.seats,
             session: client.session,
         }
     }
@@ -115,6 +119,7 @@ impl Connection {
         client.binding = state.binding;
         client.last_route = state.last_route;
         client.ending = Ending::resume(state.closing);
+        client.seats = state.seats;
         connection
     }
 }

@@ -1,6 +1,7 @@
 //! The gateway as a library: reactors that hold the players' connections and forward their messages.
 
 pub mod admin;
+pub mod allowance;
 pub mod bus;
 pub mod calls;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod fan_out;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;
+pub mod limits;
 pub mod listener;
 pub mod logging;
 pub mod mailbox;

@@ -191,6 +191,10 @@ fn what_is_no_tls_is_closed_at_once_and_counted() {
         }
         secured.expect_ends(CloseReason::Tls, 6);
         secured.tcp(&identity.client()).establish().unwrap();
+        eventually("the finished handshake is counted", || {
+            let metrics = metrics(secured.gateway.addresses().admin[0]);
+            metrics::value(&metrics, "pitaya_acceptor_tls_handshakes_total", "") == 1
+        });
     });
 }
 

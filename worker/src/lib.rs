@@ -26,6 +26,7 @@ mod link;
 mod metadata;
 mod metrics;
 pub mod nats;
+mod overload;
 mod panic;
 mod payload;
 pub mod prelude;

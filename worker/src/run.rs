@@ -290,7 +290,8 @@ fn consumer(
     let process = format!("{}:{}", settings.own.hostname, settings.own.id);
     let stores = [settings.jobs.store(&process)?, settings.jobs.store(&process)?];
     let concurrency = settings.jobs.concurrency;
-    Ok(Some(Consumer::start(stores, concurrency, handlers, service.environment())))
+    let (environment, exporter) = (service.environment(), settings.exporter.clone());
+    Ok(Some(Consumer::start(stores, concurrency, handlers, environment, exporter)))
 }
 
 /// The servers that discovery knows.

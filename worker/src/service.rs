@@ -33,6 +33,7 @@ use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
 use crate::metadata;
 use crate::metrics::HandlerTimes;
+use crate::overload::Overload;
 use crate::panic::error_of_panic;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
@@ -72,6 +73,7 @@ struct Inner {
     hooks: Hooks,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
+    overload: Overload,
     running: Semaphore,
     limits: Limits,
     keys: RandomState,
@@ -90,6 +92,25 @@ struct Job {
     permit: Permit,
 }
 
+/// A request that could start; dropped when it does, or is given up.
+struct Ready {
+    inner: Arc<Inner>,
+    since: Instant,
+}
+
+impl Ready {
+    fn new(inner: &Arc<Inner>, since: Instant) -> Self {
+        inner.overload.handle_ready(since);
+        Self { inner: Arc::clone(inner), since }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.inner.overload.handle_started(self.since, Instant::now());
+    }
+}
+
 impl Service {
     pub(crate) fn new(
         environment: Environment,
@@ -104,6 +125,7 @@ impl Service {
             hooks,
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
+            overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
@@ -119,6 +141,10 @@ impl Service {
     pub fn handle(&self, request: Bytes, reply: Reply) {
         let inner = &self.0;
         let arrived = Instant::now();
+        if inner.overload.is_refusing(arrived) {
+            inner.counters.add(Counter::Busy);
+            return reply.send(answer::busy());
+        }
         let Some(permit) = inner.admission.admit(request.len()) else {
             inner.counters.add(Counter::Busy);
             return reply.send(answer::busy());
@@ -133,14 +159,16 @@ impl Service {
         let key = inner.session_key(&request, &msg);
         let job = Job { request, msg, arrived, reply, permit };
         let Some(key) = key else {
-            let inner = Arc::clone(inner);
-            self.0.runtime.spawn(async move { inner.run(job).await });
+            let ready = Ready::new(inner, arrived);
+            self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
             return;
         };
         match inner.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
-                let inner = Arc::clone(inner);
-                self.0.runtime.spawn(async move { inner.run_session(key, job).await });
+                let ready = Ready::new(inner, arrived);
+                self.0.runtime.spawn(async move {
+                    ready.inner.clone().run_session(key, job, ready).await;
+                });
             }
             Enqueued::Queued => {}
             Enqueued::Full(job) => {
@@ -228,23 +256,24 @@ impl Inner {
     }
 
     /// Runs the messages of one session until none is left.
-    async fn run_session(&self, key: u64, first: Job) {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            self.run(job).await;
+    async fn run_session(self: Arc<Self>, key: u64, first: Job, ready: Ready) {
+        let mut next = Some((first, ready));
+        while let Some((job, ready)) = next {
+            self.run(job, ready).await;
             // Handlers that never wait must not keep the thread for as long as their session sends.
             tokio::task::coop::consume_budget().await;
-            next = self.queues.next(key);
+            let job = self.queues.next(key);
+            next = job.map(|job| (job, Ready::new(&self, Instant::now())));
         }
     }
 
     /// Answers one request. Never panics, or its session would be stuck.
-    async fn run(&self, job: Job) {
+    async fn run(&self, job: Job, ready: Ready) {
         let Job { request, msg, arrived, reply, permit } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
+        let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived, ready).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.counters.add(Counter::Panicked);
             tracing::error!(route, session_id, "a handler panicked");
@@ -272,6 +301,7 @@ impl Inner {
         request: proto::Request,
         msg: proto::Msg,
         arrived: Instant,
+        ready: Ready,
     ) -> Result<Bytes> {
         let timeout = metadata::request_timeout(&request.metadata)?;
         let deadline = arrived + timeout.unwrap_or(self.environment.request_timeout);
@@ -299,18 +329,26 @@ impl Inner {
             deadline: Some(deadline),
             session,
         };
-        let data = self.call(handler, Call::new(Arc::new(context), msg.data), deadline).await?;
+        let call = Call::new(Arc::new(context), msg.data);
+        let data = self.call(handler, call, deadline, ready).await?;
         Ok(if is_sys && is_notify { answer::ack() } else { data })
     }
 
     /// Runs the handler until its deadline, where it is dropped.
-    async fn call(&self, handler: &AnyHandler, call: Call, deadline: Instant) -> Result<Bytes> {
+    async fn call(
+        &self,
+        handler: &AnyHandler,
+        call: Call,
+        deadline: Instant,
+        ready: Ready,
+    ) -> Result<Bytes> {
         let expired = |counter| {
             self.counters.add(counter);
             Error::new(code::INTERNAL, "rpc client: request timeout")
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
         let permit = timeout_at(deadline, self.running.acquire()).await;
+        drop(ready);
         let Ok(_permit) = permit else { return Err(expired(Counter::Expired)) };
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));

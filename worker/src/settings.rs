@@ -61,6 +61,11 @@ fn limits_of(config: &Config, limits: Limits) -> Limits {
         window: given("pitaya.handler.queue.maxrequests", limits.window),
         session_waiting_max: given("pitaya.handler.queue.session", limits.session_waiting_max),
         running_max: given("pitaya.handler.concurrency", limits.running_max),
+        waiting_age_max: if config.is_set("pitaya.handler.queue.maxage") {
+            config.duration("pitaya.handler.queue.maxage")
+        } else {
+            limits.waiting_age_max
+        },
         ..limits
     }
 }
@@ -168,6 +173,22 @@ mod tests {
         assert_eq!(settings.nats.name, "room/r1");
         assert_eq!(settings.own.metadata[METADATA_WINDOW], "50");
         assert_eq!(settings.limits.session_waiting_max, 8);
+    }
+
+    #[test]
+    fn groups_and_jobs_are_where_an_operator_says() {
+        let settings = load(&[]);
+        assert!(settings.groups.is_none(), "the application decides");
+        assert_eq!(settings.jobs.address, "localhost:6379");
+        let settings = load(&[
+            ("pitaya.groups.storage", "etcd"),
+            ("pitaya.groups.etcd.prefix", "game/"),
+            ("pitaya.worker.redis.serverurl", "redis:1"),
+            ("pitaya.worker.retry.max", "7"),
+        ]);
+        let Some(GroupStorage::Etcd(groups)) = settings.groups else { panic!("not in etcd") };
+        assert_eq!(groups.prefix, "game/");
+        assert_eq!((settings.jobs.address.as_str(), settings.jobs.retry.max), ("redis:1", 7));
     }
 
     #[test]

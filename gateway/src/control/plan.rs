@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::AgentRules;
 use shared::cluster::bindings::BindingOptions;
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::Config;
+use shared::config::{Config, Sources};
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
@@ -28,11 +28,13 @@ use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::limits::LimitRules;
 use crate::listener::{self, Service};
+use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -56,6 +58,12 @@ pub struct Plan {
     pub cluster: Option<ClusterPlan>,
     /// The application of standalone mode.
     pub application: Option<worker::App>,
+    /// What all this was worked out from.
+    pub config: Config,
+    /// Where to read it again from; none when it was made by a program.
+    pub sources: Option<Sources>,
+    /// The log whose level a reload changes.
+    pub log: Option<LogLevel>,
 }
 
 /// NATS and etcd.
@@ -115,6 +123,9 @@ impl Plan {
                 metrics,
                 cluster,
                 application,
+                config: config.clone(),
+                sources: None,
+                log: None,
             }),
             _ => Err(mistakes),
         }
@@ -149,7 +160,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
-fn rules(
+pub(super) fn rules(
     config: &Config,
     reactors: usize,
     local_type: Option<String>,
@@ -181,6 +192,7 @@ fn rules(
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,
@@ -196,8 +208,11 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
         tls: edge::tls(config, mistakes),

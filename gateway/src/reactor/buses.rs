@@ -88,12 +88,17 @@ impl Reactor {
         }
     }
 
-    /// A socket that was asked for.
+    /// A socket that was asked for. It closes again when nobody is without one: a bus that is on its way to another
+    /// reactor asks there.
     pub(super) fn handle_bus_connected(&mut self, socket: OwnedFd, server: NatsServer) {
-        let waiting = self.buses.iter_mut().find(|(_, bus)| {
-            matches!(bus.state.readiness, Readiness::Down { .. }) && bus.link.is_some()
+        let waiting = self.bus_numbers().into_iter().find(|number| {
+            let is_down = self.buses.get(*number).is_some_and(|bus| {
+                bus.link.is_some() && matches!(bus.state.readiness, Readiness::Down { .. })
+            });
+            is_down && !self.is_bus_leaving(*number)
         });
-        let Some((number, bus)) = waiting else { return };
+        let Some(number) = waiting else { return };
+        let Some(bus) = self.buses.get_mut(number) else { return };
         match self.driver.attach(socket) {
             Ok(token) => {
                 if let Some(link) = &mut bus.link {
@@ -366,7 +371,7 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
         // What waited for room goes on waiting: for the bus now, until its own deadline.
         if let Some(server) =
             turn.bus.targets.find(pending.target).map(|target| target.server.clone())
-            && let Some(waiting) = turn.bus.targets.end(pending.target)
+            && let Some(waiting) = turn.bus.targets.end(pending.target, turn.core.now_us)
         {
             turn.bus.targets.wait_again(&server.server_type, waiting);
         }

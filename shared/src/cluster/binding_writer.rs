@@ -27,7 +27,9 @@ const NOTES_MAX: usize = 65_536;
 /// Keys of one transaction; etcd takes 128 operations unless it is told otherwise.
 const BATCH_MAX: usize = 100;
 const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(2);
-/// How long a bind waits for its entry.
+/// Limit of one call to etcd. Short, because binds wait for it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a bind waits for its entry, besides the calls that are under way.
 const CONFIRM_MAX: Duration = Duration::from_secs(2);
 /// Limit of giving the lease back at the end.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,8 +76,8 @@ impl BindingNotes {
         )
     }
 
-    /// A session has bound the user. `confirm` is called once, at the latest after two seconds while etcd answers
-    /// and at once while it does not; on another thread, or on this one when the queue is full.
+    /// A session has bound the user. `confirm` is called once: when the entry is written, when that takes more than
+    /// two seconds, or at once while etcd does not answer; on another thread, or on this one when the queue is full.
     pub fn bound(&self, uid: &str, confirm: Confirm) {
         if let Err(refused) = self.sender.try_send(Note::Bound { uid: uid.into(), confirm }) {
             self.is_overrun.store(true, Ordering::Relaxed);
@@ -113,7 +115,7 @@ impl BindingWriter {
         inlet: BindingInlet,
     ) -> Result<Self, EtcdError> {
         let entries = Entries {
-            client: options.client()?,
+            client: options.client(CALL_TIMEOUT)?,
             prefix: options.prefix.clone(),
             server_type: server_type.to_owned(),
             server_id: server_id.to_owned(),
@@ -221,27 +223,24 @@ impl Writer {
 
     /// One step; returns when the next one may be made.
     async fn work(&mut self) -> Instant {
-        match timeout(CONFIRM_MAX, self.step()).await {
-            Ok(Ok(())) => {
+        match self.step().await {
+            Ok(()) => {
                 self.is_in_trouble = false;
                 self.retry.succeeded(std::time::Instant::now());
                 Instant::now()
             }
-            Ok(Err(error)) if error.is_lease_lost() => {
+            Err(error) if error.is_lease_lost() => {
                 tracing::warn!("the lease of the bindings is lost; they are written again");
                 self.lease = None;
                 self.start_anew();
                 Instant::now()
             }
-            Ok(Err(error)) => self.failed(&error),
-            Err(_) => self.failed(&EtcdError::TimedOut(CONFIRM_MAX)),
+            Err(error) => {
+                self.is_in_trouble = true;
+                self.confirm_all();
+                Instant::now() + self.retry.failed(&error, std::time::Instant::now())
+            }
         }
-    }
-
-    fn failed(&mut self, error: &EtcdError) -> Instant {
-        self.is_in_trouble = true;
-        self.confirm_all();
-        Instant::now() + self.retry.failed(error, std::time::Instant::now())
     }
 
     async fn step(&mut self) -> Result<(), EtcdError> {

@@ -50,13 +50,14 @@ impl BindingOptions {
         }
     }
 
-    pub(super) fn client(&self) -> Result<Client, EtcdError> {
+    /// `call_timeout` is the limit of one call on one endpoint.
+    pub(super) fn client(&self, call_timeout: Duration) -> Result<Client, EtcdError> {
         Client::new(&ClientOptions {
             endpoints: self.endpoints.clone(),
             user: self.user.clone(),
             password: self.password.clone(),
             dial_timeout: self.dial_timeout,
-            call_timeout: self.dial_timeout.min(CALL_TIMEOUT),
+            call_timeout,
         })
     }
 }
@@ -99,7 +100,10 @@ impl BindingStorage {
     /// # Errors
     /// [`EtcdError::NoEndpoint`] and [`EtcdError::InvalidEndpoint`]
     pub fn new(options: &BindingOptions) -> Result<Self, EtcdError> {
-        Ok(Self { client: options.client()?, prefix: options.prefix.clone() })
+        Ok(Self {
+            client: options.client(options.dial_timeout.min(CALL_TIMEOUT))?,
+            prefix: options.prefix.clone(),
+        })
     }
 
     /// The server id of the frontend of this type that holds the user, as of now: a frontend that died stays for as

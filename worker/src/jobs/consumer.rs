@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use redis::{RedisError, RedisResult};
+use shared::metrics::Exporter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -28,6 +29,8 @@ use crate::panic::error_of_panic;
 
 /// How often due and dead jobs are looked for, and a sign of life is given. go-workers' interval.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// Due jobs of one set that are moved in one look.
+const DUE_MAX: usize = 500;
 /// Pauses while Redis is away.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -52,6 +55,7 @@ struct Shared {
     store: Store,
     handlers: JobHandlers,
     environment: Arc<Environment>,
+    exporter: Exporter,
     concurrency: usize,
     /// Texts of jobs that run, with their number.
     running: Mutex<HashMap<String, usize>>,
@@ -63,12 +67,20 @@ impl Consumer {
         concurrency: usize,
         handlers: JobHandlers,
         environment: Arc<Environment>,
+        exporter: Exporter,
     ) -> Self {
         let [fetching, store] = stores;
         let running = Mutex::default();
         let concurrency = concurrency.clamp(1, Semaphore::MAX_PERMITS);
-        let shared =
-            Arc::new(Shared { fetching, store, handlers, environment, concurrency, running });
+        let shared = Arc::new(Shared {
+            fetching,
+            store,
+            handlers,
+            environment,
+            exporter,
+            concurrency,
+            running,
+        });
         let stop = watch::Sender::new(false);
         let fetcher = tokio::spawn(fetch(Arc::clone(&shared), stop.subscribe()));
         let keeper = tokio::spawn(keep(Arc::clone(&shared), stop.subscribe()));
@@ -83,6 +95,7 @@ impl Consumer {
             let _ = self.fetcher.await;
             tracing::warn!("jobs were still running; they are run again");
         }
+        self.keeper.abort();
         let _ = self.keeper.await;
         match timeout(LEAVE_TIMEOUT, self.shared.store.leave()).await {
             Ok(Ok(_)) => {}
@@ -135,9 +148,9 @@ async fn keep(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut trouble = Trouble::new("looking after jobs");
     loop {
         let pause = match shared.look().await {
-            Ok(()) => {
+            Ok(has_more) => {
                 trouble.is_over();
-                LOOK_INTERVAL
+                if has_more { Duration::ZERO } else { LOOK_INTERVAL }
             }
             Err(error) => trouble.pause(&error),
         };
@@ -229,10 +242,19 @@ impl Shared {
         run.await.unwrap_or_else(|panic| Err(error_of_panic(&*panic, &name))).map(drop)
     }
 
-    async fn look(&self) -> RedisResult<()> {
+    /// Tells whether there is more to do at once.
+    async fn look(&self) -> RedisResult<bool> {
         self.store.live().await?;
+        let mut has_more = false;
         for set in ["goretry", "schedule"] {
+            // A part of them at a time: in between this process must say that it lives.
+            let mut left = DUE_MAX;
             while let Some(text) = self.store.first_due(set).await? {
+                if left == 0 {
+                    has_more = true;
+                    break;
+                }
+                left -= 1;
                 let due = Job::parse(&text).ok().and_then(|j| j.due(&self.store.namespace));
                 match due {
                     Some((again, queue)) => self.store.put_due(set, &text, &queue, &again).await?,
@@ -244,6 +266,25 @@ impl Shared {
         if jobs > 0 {
             tracing::info!(jobs, "jobs of processes that are gone wait to be run again");
         }
+        self.measure().await?;
+        Ok(has_more)
+    }
+
+    /// Pitaya's metrics of jobs, which count those of all processes.
+    async fn measure(&self) -> RedisResult<()> {
+        let levels = self.store.levels().await?;
+        let set = |name: &str, labels: &[&str], value: u64| {
+            // The names are rows of the table of metrics.
+            let gauge = self.exporter.gauge(name, labels);
+            debug_assert!(gauge.is_ok(), "{name}");
+            if let Ok(gauge) = gauge {
+                gauge.set(value as f64);
+            }
+        };
+        set("pitaya_worker_worker_jobs_total", &["ok"], levels.processed);
+        set("pitaya_worker_worker_jobs_total", &["failed"], levels.failed);
+        set("pitaya_worker_worker_jobs_retry_total", &[], levels.retries);
+        set("pitaya_worker_worker_queue_size", &[QUEUE], levels.waiting);
         Ok(())
     }
 }

@@ -61,6 +61,16 @@ const REAP: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return -1 end \
                     redis.call('SREM', KEYS[4], ARGV[1]) \
                     return count";
 
+/// Numbers of jobs, of all processes together.
+pub(crate) struct Levels {
+    pub(crate) processed: u64,
+    pub(crate) failed: u64,
+    /// That wait to be tried again.
+    pub(crate) retries: u64,
+    /// That wait in the queue.
+    pub(crate) waiting: u64,
+}
+
 /// Where jobs are kept.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -176,6 +186,20 @@ impl Store {
             .arg(text)
             .query_async(&mut self.connection.clone())
             .await
+    }
+
+    /// How many jobs there are of each kind.
+    pub(crate) async fn levels(&self) -> RedisResult<Levels> {
+        let (processed, failed, retries, waiting): (Option<u64>, Option<u64>, u64, u64) =
+            redis::pipe()
+                .get(self.key("stat:processed"))
+                .get(self.key("stat:failed"))
+                .zcard(self.key("goretry"))
+                .llen(self.queue())
+                .query_async(&mut self.connection.clone())
+                .await?;
+        let (processed, failed) = (processed.unwrap_or(0), failed.unwrap_or(0));
+        Ok(Levels { processed, failed, retries, waiting })
     }
 
     /// Says that this process lives.
