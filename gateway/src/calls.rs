@@ -1,4 +1,5 @@
-//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`.
+//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`, and those of
+//! [`crate::describe`].
 //!
 //! A call arrives as an encoded `protos.Request` on one reactor's bus and is handled on the reactor that holds the
 //! session; its answer leaves on that reactor's bus (cluster protocol 9.2). A bind is confirmed only after the NATS
@@ -15,6 +16,7 @@ use shared::session::{SessionId, check_uid};
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
 use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
+use crate::describe;
 use crate::directory::{Directory, Place};
 use crate::mailbox::Mail;
 use crate::rules::Rules;
@@ -38,7 +40,7 @@ pub enum Addressee<'a> {
 pub fn addressee<'a>(request: &RequestView<'a>) -> Option<Addressee<'a>> {
     let message = request.msg?;
     match message.route {
-        "sys.bindsession" | "sys.pushsession" => {
+        "sys.bindsession" | "sys.pushsession" | describe::DESCRIBE | describe::CLOSE => {
             let session = SessionView::decode(message.data).ok()?;
             Some(Addressee::Session(SessionId(session.id)))
         }
@@ -105,6 +107,11 @@ pub fn serve(
         "sys.kick" => {
             kick(connection, CloseReason::Kicked, turn.rules, turn.core);
             turn.bus.reply(reply, KICK_ANSWER);
+        }
+        describe::DESCRIBE => turn.bus.reply(reply, &describe::describe(connection)),
+        describe::CLOSE => {
+            describe::close(connection, turn.core);
+            turn.bus.reply(reply, wire::RESPONSE_NESTED_ACK);
         }
         route => turn.bus.reply(reply, &route_not_found(route)),
     }

@@ -54,6 +54,8 @@ pub struct Client {
     pub agent: Agent,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Unsent bytes.
     pub outbox: Outbox,
     /// Set from the upgrade on.
@@ -267,6 +269,7 @@ impl Connection {
         let client = Client {
             agent: Agent::new(rules, now_ms),
             session,
+            handshake: None,
             outbox: Outbox::default(),
             is_web_socket: false,
             in_flight: 0,

@@ -10,6 +10,7 @@ use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
 use shared::error::{Error, code};
+use shared::handshake;
 use shared::message::{self, Message, MessageType};
 use shared::metadata::{MetadataFields, encode_metadata};
 use shared::metrics::{CoreCounter, DropReason, FailReason, LimitLabel, RouteLabel};
@@ -53,7 +54,8 @@ pub fn handle_packet(
             turn.core.meter.count(CoreCounter::RateLimited);
             Ok(())
         }
-        Verdict::Accepted(_) => {
+        Verdict::Accepted(request) => {
+            client.handshake = Some(handshake::encode_request(&request).into());
             turn.core.meter.count(CoreCounter::HandshakesAccepted);
             let outcome =
                 client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));

@@ -38,6 +38,8 @@ pub struct ConnectionState {
     pub agent: AgentState,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Bytes that have not left, in order.
     pub unsent: Vec<u8>,
     /// Requests without an answer.
@@ -96,6 +98,7 @@ impl Connection {
             binding: client.binding,
             seats: client.seats,
             session: client.session,
+            handshake: client.handshake,
         }
     }
 
@@ -115,6 +118,7 @@ impl Connection {
         client.agent = Agent::resume(&state.agent, &rules.agent, now_ms);
         client.outbox = Outbox::resume(state.unsent);
         client.is_web_socket = is_web_socket;
+        client.handshake = state.handshake;
         client.in_flight = state.in_flight;
         client.binding = state.binding;
         client.last_route = state.last_route;

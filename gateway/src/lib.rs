@@ -9,6 +9,7 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod deliver;
+pub mod describe;
 pub mod directory;
 pub mod driver;
 pub mod ending;

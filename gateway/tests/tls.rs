@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use client::raw::{Closed, RawClient};
+use client::tls::Trust;
+use client::{Client, ConnectError, ConnectOptions};
 use gateway::gateway::Gateway;
 use gateway::rules::Rules;
 use local::{DRIVERS, start_changed};
@@ -360,5 +362,35 @@ fn the_proxys_header_lies_in_front_of_tls() {
         }
         assert!(connect(secured.gateway.addresses().tls[0], &identity.client()).is_err());
         secured.expect_ends(CloseReason::ProxyHeader, 1);
+    });
+}
+
+#[test]
+fn the_client_library_speaks_tls_with_servers_that_it_trusts() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    on_both(&[], |secured, identity| {
+        let addresses = secured.gateway.addresses();
+        // By name, because the certificate is for one.
+        let urls = [
+            format!("tls://{}:{}", tls::NAME, addresses.tls[0].port()),
+            format!("wss://{}:{}/", tls::NAME, addresses.wss[0].port()),
+        ];
+        for url in urls {
+            let connect = |trust: Trust| {
+                let options = ConnectOptions { trust, ..ConnectOptions::default() };
+                runtime.block_on(Client::connect(&url, options))
+            };
+            for trust in [Trust::File(identity.certificate()), Trust::Anybody] {
+                let client = connect(trust).unwrap();
+                let answer = runtime.block_on(client.request("room.test.echo", b"hello"));
+                assert_eq!(&answer.unwrap()[..], b"hello", "{url}");
+                runtime.block_on(client.disconnect());
+            }
+            let stranger = Identity::new();
+            for trust in [Trust::System, Trust::File(stranger.certificate())] {
+                assert!(matches!(connect(trust), Err(ConnectError::Io(_))), "{url}");
+            }
+            assert!(connect(Trust::File(identity.certificate().join("nothing"))).is_err());
+        }
     });
 }

@@ -26,6 +26,10 @@ pub const METADATA_WINDOW: &str = "dragonfruit.window";
 /// Words between commas; Go servers carry it along and ignore it.
 pub const METADATA_PROTOCOL: &str = "dragonfruit.protocol";
 
+/// Metadata key that a Dragonfruit server adds to its record in the moment before it takes the record back, so that
+/// others can tell a server that left from one that crashed. Go servers take the first record of a key only.
+pub const METADATA_LEAVING: &str = "dragonfruit.leaving";
+
 /// The word under [`METADATA_PROTOCOL`] of a frontend that takes one message for many users.
 pub const PROTOCOL_PUSHES: &str = "pushes";
 

@@ -2,7 +2,7 @@
 //!
 //! Start: connect to NATS, follow the cluster, run the start hooks, subscribe, and only then announce the server, so
 //! that nobody calls a server that is deaf. Stop, the other way round: leave the cluster, give others time to notice,
-//! unsubscribe, finish what was taken, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
+//! tell the modules, unsubscribe, finish what was taken, end timers, modules and components, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
 //! server announces its end, the worker moves to another one first, without losing or doubling a request.
 //!
 //! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
@@ -56,10 +56,9 @@ impl App {
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
-        let mut app = self
-            .with_server_type(&settings.own.server_type)
-            .limits(settings.limits)
-            .job_options(settings.jobs.clone());
+        let app = self.configured(config);
+        let mut app = app.with_server_type(&settings.own.server_type).limits(settings.limits);
+        app = app.job_options(settings.jobs.clone());
         if let Some(groups) = &settings.groups {
             app = app.groups(groups.clone());
         }
@@ -152,6 +151,7 @@ struct Running {
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
     consumer: Option<Consumer>,
+    listeners: JoinSet<()>,
     drain_limit: Duration,
 }
 
@@ -162,16 +162,19 @@ impl Running {
         let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
         let discovery = Arc::new(Discovery::start(settings.discovery.clone(), &settings.own)?);
+        let servers = Arc::new(Discovered(discovery.tables()));
         let view = ClusterView {
-            server_id: settings.own.id.clone(),
-            servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
+            is_loop_back_allowed: settings.is_loop_back_allowed,
+            routing: settings.routing.clone(),
+            ..ClusterView::new(&settings.own.id, servers)
         };
         let job_handlers = std::mem::take(&mut app.job_handlers);
         let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
+        let listeners = service.listen(&discovery);
         let consumer = consumer(settings, job_handlers, &service)?;
         let status = Arc::new(Status {
             service,
@@ -186,7 +189,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, consumer, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, consumer, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -245,8 +248,8 @@ impl Running {
         let Status { service, link, discovery, is_serving, .. } = &*self.status;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
-        service.before_shutdown().await;
         discovery.leave().await;
+        service.before_shutdown().await;
         self.feeds.stop().await;
         let jobs = self.consumer.map(|consumer| consumer.stop(self.drain_limit));
         let jobs = OptionFuture::from(jobs);
@@ -262,6 +265,7 @@ impl Running {
             },
             () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
         }
+        drop(self.listeners);
         service.on_shutdown().await;
         if link.refused() > 0 {
             tracing::warn!(

@@ -13,32 +13,37 @@
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
+use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admission, Limits, Permit};
 use crate::answer;
-use crate::call::{Call, Context, Environment};
+use crate::call::{Context, Environment};
 use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
-use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
+use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
 use crate::overload::Overload;
 use crate::panic::error_of_panic;
+use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
-use crate::session::SessionState;
+use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
+use crate::session_hooks;
+use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -67,24 +72,43 @@ impl Reply {
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
+/// The service as its own calls reach it, without keeping it alive.
+pub(crate) struct WeakService(Weak<Inner>);
+
+impl WeakService {
+    /// None while the process ends.
+    pub(crate) fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(Service)
+    }
+}
+
 struct Inner {
     environment: Arc<Environment>,
     routes: Routes,
     hooks: Hooks,
+    began: Mutex<Began>,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
     overload: Overload,
     running: Semaphore,
     limits: Limits,
     keys: RandomState,
-    counters: Arc<Counters>,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
 
+/// What begins with the service.
+#[derive(Default)]
+pub(crate) struct Began {
+    pub(crate) timers: Vec<TimerPlan>,
+    pub(crate) listeners: Vec<Listener>,
+}
+
 /// One request on its way through the queues.
 struct Job {
+    /// Not a message of the session but its end.
+    is_end: bool,
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
@@ -115,25 +139,28 @@ impl Service {
     pub(crate) fn new(
         environment: Environment,
         routes: Routes,
-        hooks: Hooks,
+        (hooks, began): (Hooks, Began),
         limits: Limits,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let service = Self(Arc::new(Inner {
             environment: Arc::new(environment),
             routes,
             hooks,
+            began: Mutex::new(began),
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
             overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
-            counters: Arc::new(Counters::default()),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
-        }))
+        }));
+        let own = WeakService(Arc::downgrade(&service.0));
+        let _ = service.0.environment.own_service.set(own);
+        service
     }
 
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through
@@ -142,40 +169,75 @@ impl Service {
         let inner = &self.0;
         let arrived = Instant::now();
         if inner.overload.is_refusing(arrived) {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         }
         let Some(permit) = inner.admission.admit(request.len()) else {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
         let (request, msg) = match decode(request) {
             Ok(parts) => parts,
             Err(error) => {
-                inner.counters.add(Counter::Failed);
+                inner.environment.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { request, msg, arrived, reply, permit };
-        let Some(key) = key else {
-            let ready = Ready::new(inner, arrived);
-            self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
-            return;
+        let job = Job { is_end: false, request, msg, arrived, reply, permit };
+        let Some(key) = key else { return self.spawn(job) };
+        if let Some(job) = self.enqueue(key, job) {
+            inner.environment.counters.add(Counter::Busy);
+            job.reply.send(answer::busy());
+        }
+    }
+
+    /// Whether the application wants to hear of sessions that have ended.
+    pub fn wants_closed_sessions(&self) -> bool {
+        !self.0.environment.session_hooks.on_close.is_empty()
+    }
+
+    /// Tells the application that a session of the gateway `frontend_id` has ended, after the messages of the session
+    /// that have come before. Never blocks, and may be called from any thread.
+    pub fn session_closed(&self, frontend_id: &str, session: proto::Session) {
+        let key = self.0.keys.hash_one((frontend_id, session.id));
+        let request = proto::Request {
+            session: Some(session),
+            frontend_id: frontend_id.to_owned(),
+            ..proto::Request::default()
         };
-        match inner.queues.enqueue(key, job) {
+        let job = Job {
+            is_end: true,
+            request,
+            msg: proto::Msg::default(),
+            arrived: Instant::now(),
+            reply: Reply::discard(),
+            permit: self.0.admission.enter(),
+        };
+        // Behind a queue that is full it does not wait: an end must not be lost.
+        if let Some(job) = self.enqueue(key, job) {
+            self.spawn(job);
+        }
+    }
+
+    /// Puts a job behind those of its session; gives it back when there is no room.
+    fn enqueue(&self, key: u64, job: Job) -> Option<Job> {
+        match self.0.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
-                let ready = Ready::new(inner, arrived);
+                let ready = Ready::new(&self.0, job.arrived);
                 self.0.runtime.spawn(async move {
                     ready.inner.clone().run_session(key, job, ready).await;
                 });
+                None
             }
-            Enqueued::Queued => {}
-            Enqueued::Full(job) => {
-                inner.counters.add(Counter::Busy);
-                job.reply.send(answer::busy());
-            }
+            Enqueued::Queued => None,
+            Enqueued::Full(job) => Some(job),
         }
+    }
+
+    fn spawn(&self, job: Job) {
+        let ready = Ready::new(&self.0, job.arrived);
+        self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
     }
 
     /// The largest answer that the link can carry, in bytes of an encoded `protos.Response`. 1 MiB until set.
@@ -190,7 +252,7 @@ impl Service {
 
     /// What happened so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.0.counters
+        &self.0.environment.counters
     }
 
     /// Requests that wait or run.
@@ -219,8 +281,8 @@ impl Service {
         self.in_flight()
     }
 
-    /// The end of an embedded application: the hooks `before_shutdown`, the wait of [`Service::drain`], the hooks
-    /// `on_shutdown`. Returns what was left. `App::run` does it by itself.
+    /// The end of an embedded application: the modules are told, the wait of [`Service::drain`], then timers, modules and
+    /// components end. Returns what was left. `App::run` does it by itself.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.before_shutdown().await;
         let left = self.drain(limit).await;
@@ -232,17 +294,38 @@ impl Service {
         Arc::clone(&self.0.environment)
     }
 
-    /// Runs the start hooks.
+    /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
-        self.0.hooks.start(&self.0.environment).await
+        let environment = &self.0.environment;
+        self.0.hooks.start(environment).await?;
+        environment.modules.start(environment).await?;
+        for timer in std::mem::take(&mut self.began().timers) {
+            environment.timers.start(timer, environment)?;
+        }
+        Ok(())
     }
 
+    /// Tells the listeners about servers from now on, until the set is dropped.
+    pub(crate) fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
+        let listeners = std::mem::take(&mut self.began().listeners);
+        listeners::start(&listeners, discovery, &self.0.environment)
+    }
+
+    fn began(&self) -> MutexGuard<'_, Began> {
+        self.0.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the modules that the end begins.
     pub(crate) async fn before_shutdown(&self) {
-        self.0.hooks.before_shutdown(&self.0.environment).await;
+        self.0.environment.modules.before_shutdown(&self.0.environment).await;
     }
 
+    /// Ends timers, then modules, then components.
     pub(crate) async fn on_shutdown(&self) {
-        self.0.hooks.on_shutdown(&self.0.environment).await;
+        let environment = &self.0.environment;
+        environment.timers.close().await;
+        environment.modules.shutdown(environment).await;
+        self.0.hooks.shutdown(environment).await;
     }
 }
 
@@ -269,23 +352,26 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job, ready: Ready) {
-        let Job { request, msg, arrived, reply, permit } = job;
+        if job.is_end {
+            drop(ready);
+            return self.run_end(job).await;
+        }
+        let Job { request, msg, arrived, reply, permit, .. } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
         let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived, ready).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
-            self.counters.add(Counter::Panicked);
-            tracing::error!(route, session_id, "a handler panicked");
+            self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
-            self.counters.add(Counter::Failed);
+            self.environment.counters.add(Counter::Failed);
             tracing::debug!(route, session_id, %error, "a request failed");
             self.map_error(error)
         });
         if outcome.is_ok() {
-            self.counters.add(Counter::Ok);
+            self.environment.counters.add(Counter::Ok);
         }
         if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
             let code = outcome.as_ref().err().map_or("", |error| &error.code);
@@ -293,6 +379,19 @@ impl Inner {
         }
         reply.send(answer::encode(outcome, self.answer_bytes_max.load(Ordering::Relaxed)));
         drop(permit);
+    }
+
+    /// Runs the application's functions for a session that has ended. Never panics.
+    async fn run_end(&self, job: Job) {
+        let session = job.request.session.unwrap_or_default();
+        let data = SessionData::new(session.data).unwrap_or_default();
+        let state = SessionState { id: session.id, uid: session.uid, data };
+        let mut context = Context::of_hook(Arc::clone(&self.environment));
+        context.frontend_id = job.request.frontend_id;
+        context.session = Some(Mutex::new(state));
+        let on_close = &self.environment.session_hooks.on_close;
+        session_hooks::run_all(on_close, &Arc::new(context)).await;
+        drop(job.permit);
     }
 
     /// The checks of cluster protocol 5.3 in their order, then the handler. Returns `Response.data`.
@@ -320,30 +419,40 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let is_sys = session.is_some();
-        let context = Context {
+        let side = if session.is_some() { Side::Client } else { Side::Server };
+        let context = Arc::new(Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
             metadata: request.metadata,
             frontend_id: request.frontend_id,
             deadline: Some(deadline),
             session,
+            values: Mutex::default(),
+        });
+        let is_acknowledged = side == Side::Client && is_notify;
+        let finish = |data| if is_acknowledged { answer::ack() } else { data };
+        let key = routes::key(&context.route)?;
+        let call = (&context, msg.data);
+        let run = async {
+            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
+            if side == Side::Client {
+                // A session that has gone meanwhile has nobody to save for.
+                let _ = Session::save_changes(&context).await;
+            }
+            outcome
         };
-        let call = Call::new(Arc::new(context), msg.data);
-        let data = self.call(handler, call, deadline, ready).await?;
-        Ok(if is_sys && is_notify { answer::ack() } else { data })
+        self.within(deadline, ready, run).await
     }
 
-    /// Runs the handler until its deadline, where it is dropped.
-    async fn call(
+    /// Runs a handler, with what is around it, until its deadline, where it is dropped.
+    async fn within(
         &self,
-        handler: &AnyHandler,
-        call: Call,
         deadline: Instant,
         ready: Ready,
+        call: impl Future<Output = Result<Bytes>>,
     ) -> Result<Bytes> {
         let expired = |counter| {
-            self.counters.add(counter);
+            self.environment.counters.add(counter);
             Error::new(code::INTERNAL, "rpc client: request timeout")
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
@@ -353,7 +462,7 @@ impl Inner {
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));
         }
-        let outcome = timeout_at(deadline, async { handler.call(call).await }).await;
+        let outcome = timeout_at(deadline, call).await;
         outcome.unwrap_or_else(|_| Err(expired(Counter::Cancelled)))
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Secret};
 use shared::metrics::{Exporter, ExporterOptions, MetricError};
+use shared::router::Policy;
+use shared::routing::Routing;
 use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
@@ -23,6 +25,9 @@ pub(crate) struct Settings {
     pub(crate) groups: Option<GroupStorage>,
     pub(crate) jobs: JobOptions,
     pub(crate) request_timeout: Duration,
+    /// Calls to the own type or id run in this process instead of being refused.
+    pub(crate) is_loop_back_allowed: bool,
+    pub(crate) routing: Routing,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
     /// Where health and metrics are served.
@@ -49,6 +54,8 @@ impl Settings {
             groups: groups_of(config),
             jobs: JobOptions::new(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
+            routing: config.routing(Policy::Random),
             exporter,
             admin: admin(config),
         })

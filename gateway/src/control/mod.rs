@@ -70,6 +70,8 @@ pub struct Control {
     upkeep: Upkeep,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
+    /// The application of standalone mode.
+    service: Option<worker::Service>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// Moves that are under way, by the reactor that gives its connections away.
     moves: Vec<(usize, oneshot::Sender<usize>)>,
@@ -132,6 +134,7 @@ impl Control {
             upkeep,
             connector,
             discovery: None,
+            service: None,
             tables: None,
             moves: Vec::new(),
             stopped: 0,
@@ -173,15 +176,17 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
+        let servers = Arc::new(worker::FixedServers::new([gateway]));
         let view = worker::ClusterView {
-            server_id: game.id.clone(),
-            servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
+            frontend_type: Some(rules.server_type.clone()),
+            ..worker::ClusterView::new(&game.id, servers)
         };
         let service = application
             .embed(bus.clone(), view)
             .await
             .map_err(|error| ControlError::Application(error.to_string()))?;
+        self.service = Some(service.clone());
         bus.open(service, self.mailboxes.to_vec());
         self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
         Ok(())
@@ -412,6 +417,10 @@ impl Control {
         };
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("some reactors did not end in time");
+        }
+        if let Some(service) = self.service.take() {
+            // All sessions have ended; what their ends have started is waited for.
+            service.shut_down(STOP_SLACK).await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

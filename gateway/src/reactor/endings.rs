@@ -10,7 +10,7 @@ use shared::metrics::{CoreCounter, LimitLabel};
 use shared::session::SessionId;
 
 use super::{Reactor, pressure};
-use crate::bus::ReplyTo;
+use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connection::Connection;
 use crate::connections::Occupant;
@@ -99,6 +99,9 @@ impl Reactor {
             log_end(connection, reason, &self.core.meter);
         }
         calls::unbind(connection, &mut bus.state, &self.core.directory);
+        if let Carrier::Local(local) = &bus.state.carrier {
+            local.closed(&connection.client.session);
+        }
         connection.client.begin_close(reason, &mut self.core.put(&self.rules));
         self.core.meter.closed(reason);
         if reason == CloseReason::OutboxLimit {
@@ -225,24 +228,25 @@ impl Reactor {
 
     /// Kicks the sessions whose user has logged in elsewhere, here or on other reactors.
     pub(super) fn kick_replaced(&mut self) {
-        while let Some(session) = self.core.replaced.pop() {
-            self.kick(session, true);
-        }
+        let mut replaced = std::mem::take(&mut self.core.replaced);
+        // One that could not be handed on is tried again with the next turn: two sessions of a user must not stay.
+        replaced.retain(|session| !self.kick(*session, true));
+        self.core.replaced = replaced;
     }
 
-    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) {
+    /// Kicks a session, here or on another reactor; false when that one's mailbox is full.
+    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) -> bool {
         if self.keep_letter(Mail::Kick { session, is_replaced }).is_none() {
-            return;
+            return true;
         }
-        let Some(place) = self.core.directory.find(session) else { return };
+        let Some(place) = self.core.directory.find(session) else { return true };
         if place.reactor != self.core.reactor {
-            if let Some(mailbox) = self.core.mailboxes.get(place.reactor) {
-                // A full box loses the kick; the uid has moved on, so the old session gets no more pushes.
-                if mailbox.send(Mail::Kick { session, is_replaced }).is_err() {
-                    self.core.meter.count(CoreCounter::MailboxFull);
-                }
+            let Some(mailbox) = self.core.mailboxes.get(place.reactor) else { return true };
+            let is_sent = mailbox.send(Mail::Kick { session, is_replaced }).is_ok();
+            if !is_sent {
+                self.core.meter.count(CoreCounter::MailboxFull);
             }
-            return;
+            return is_sent;
         }
         let reason = if is_replaced { CloseReason::Replaced } else { CloseReason::Kicked };
         self.with_connection(place.token, |connection, turn| {
@@ -250,6 +254,7 @@ impl Reactor {
                 calls::kick(connection, reason, turn.rules, turn.core);
             }
         });
+        true
     }
 }
 

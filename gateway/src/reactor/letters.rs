@@ -60,7 +60,13 @@ impl Reactor {
                 let home = self.home;
                 self.with_bus(home, |_, turn| calls::confirm(reply, turn.bus));
             }
-            Mail::Kick { session, is_replaced } => self.kick(session, is_replaced),
+            Mail::Kick { session, is_replaced } => {
+                // A session that has moved on meanwhile is followed once more; a full box loses a kick that a server
+                // asked for, which is counted.
+                if !self.kick(session, is_replaced) && is_replaced {
+                    self.core.replaced.push(session);
+                }
+            }
             Mail::Answer { bus, token, response } => {
                 let found = self.buses.iter().find(|(_, entry)| entry.state.id == bus);
                 if let Some((number, _)) = found {

@@ -80,6 +80,14 @@ impl Backend {
         }
     }
 
+    /// Ends as a crash ends it: NATS has its subscriptions no more, etcd keeps its entry until the lease runs out.
+    pub(crate) fn die(self) {
+        let caller = self.caller.clone();
+        // The subscription goes with the receiver of its messages; draining ends it at the server.
+        caller.wait(caller.client.drain()).unwrap();
+        std::mem::forget(self.discovery);
+    }
+
     /// Leaves the cluster; what still comes is not answered.
     pub(crate) fn leave(self, world: &World) {
         world.withdraw(self.discovery);

@@ -21,7 +21,7 @@ impl World {
         self.soon(async { Client::new(&options) }).unwrap()
     }
 
-    fn entry(&self, key: &[u8]) -> Option<KeyValue> {
+    pub(crate) fn entry(&self, key: &[u8]) -> Option<KeyValue> {
         let client = self.etcd_client();
         let request = RangeRequest { key: key.to_vec(), ..RangeRequest::default() };
         self.soon(client.range(request)).unwrap().kvs.into_iter().next()

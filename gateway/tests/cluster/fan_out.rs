@@ -47,7 +47,8 @@ async fn enter(session: Session, enter: Enter) -> Result<u8> {
 /// Pushes a text to many, one text to oneself before and one after it, and answers who could not be pushed to.
 async fn sandwich(session: Session, push: Push, many: Many) -> Result<Vec<String>> {
     session.push("onText", &format!("before {}", many.text)).await?;
-    let failed = push.to_users(&many.uids, "connector", "onText", &many.text).await?;
+    let sent = push.to_users(&many.uids, "connector", "onText", &many.text).await;
+    let failed = sent.err().map_or_else(Vec::new, |failed| failed.uids);
     session.push("onText", &format!("after {}", many.text)).await?;
     Ok(failed)
 }
@@ -60,7 +61,8 @@ fn app() -> (App, Arc<AtomicUsize>) {
         let encoded = Arc::clone(&counter);
         async move {
             let message = Counted { text: &many.text, encoded: &encoded };
-            push.to_users(&many.uids, "connector", "onText", &message).await
+            let sent = push.to_users(&many.uids, "connector", "onText", &message).await;
+            Ok::<_, Error>(sent.err().map_or_else(Vec::new, |failed| failed.uids))
         }
     };
     let app = App::new("room")

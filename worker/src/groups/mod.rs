@@ -16,6 +16,7 @@ use crate::call::{Call, Context};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
 use crate::for_many::ForMany;
+use crate::names::check_push_route;
 use crate::payload::Encode;
 
 use etcd::EtcdGroups;
@@ -195,6 +196,7 @@ impl Groups {
         route: &str,
         message: &T,
     ) -> Result<()> {
+        check_push_route(route)?;
         let data = message.encode()?;
         let members = self.members_with_types(group).await?;
         let mut by_type: Vec<(Option<Arc<str>>, Vec<&str>)> = Vec::new();

@@ -148,7 +148,8 @@ fn nothing_is_closed_or_handed_out_while_the_kernel_holds_it() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut world = World::new(seed);
-    for _ in 0..50_000 {
+    // Miri is some thousand times slower.
+    for _ in 0..if cfg!(miri) { 2_000 } else { 50_000 } {
         if world.random.bool() {
             world.request();
         } else {
@@ -165,7 +166,8 @@ fn nothing_is_closed_or_handed_out_while_the_kernel_holds_it() {
     }
     assert!(world.kernel.inputs.is_empty() && world.kernel.outputs.is_empty());
     assert_eq!(world.slots.len(), 0, "every socket found its end");
-    assert!(world.left > 100 && world.closed > 100, "the walk was long enough to mean something");
+    let is_long = world.left > 100 && world.closed > 100;
+    assert!(cfg!(miri) || is_long, "the walk was long enough to mean something");
 }
 
 #[test]
