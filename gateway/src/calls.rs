@@ -18,6 +18,7 @@ use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
 use crate::describe;
 use crate::directory::{Directory, Place};
+use crate::mailbox::Mail;
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
 
@@ -191,8 +192,10 @@ pub fn subscribe(out: &mut Vec<u8>, rules: &Rules, uid: &str, subscription: u64)
     }
 }
 
-/// Confirms a bind: the NATS server has the subscriptions, so no push to this user can be lost from here on.
-pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &mut BusState) {
+/// Confirms a bind: the NATS server has the subscriptions, so no push to this user can be lost from here on. With a
+/// binding storage the confirmation waits until others find the user there.
+pub fn proven(connection: &mut Connection, reply: ReplyTo, turn: &mut Turn<'_>) {
+    let Turn { rules, core, bus, .. } = turn;
     let Binding::Proving { uid, subscription } = &connection.client.binding else {
         bus.reply(reply, &session_not_found());
         return;
@@ -200,10 +203,24 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
     let (uid, subscription) = (uid.clone(), *subscription);
     connection.client.session.set_uid(&uid);
     connection.client.binding = Binding::Bound { subscription };
+    let mailbox = core.mailboxes.get(core.reactor).cloned();
+    let mut reply = Some(reply);
+    let is_noted = core.directory.note_bound(&uid, || {
+        let reply = reply.take().unwrap_or_default();
+        // A full mailbox loses the confirmation; the caller asks again and is told that the session is bound.
+        Box::new(move || drop(mailbox.map(|mailbox| mailbox.send(Mail::Bound { reply }))))
+    });
     if rules.is_session_unique {
         let announcement = proto::BindMsg { uid, fid: rules.server_id.clone() };
         bus.publish(rules.bindings_subject().as_bytes(), &announcement.encode_to_vec());
     }
+    if !is_noted {
+        confirm(reply.unwrap_or_default(), bus);
+    }
+}
+
+/// Answers a bind with success.
+pub fn confirm(reply: ReplyTo, bus: &mut BusState) {
     bus.reply(reply, wire::RESPONSE_NESTED_ACK);
 }
 

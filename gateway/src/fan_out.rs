@@ -6,8 +6,8 @@
 
 use proto::wire::{self, PushManyView};
 use shared::message::{self, Head, MessageType};
-use shared::metrics::CoreCounter;
-use shared::packet::PacketType;
+use shared::metrics::{CoreCounter, LimitLabel};
+use shared::packet::{HEADER_BYTES, PacketType};
 
 use crate::calls;
 use crate::connection::Payload;
@@ -45,6 +45,12 @@ pub fn deliver(payload: &[u8], connections: &mut Connections, turn: &mut Turn<'_
                 core.meter.count(CoreCounter::PushesDropped);
                 break;
             }
+        }
+        let body_bytes = packet.len().saturating_sub(HEADER_BYTES);
+        if rules.is_push_dropped && !client.has_room_for_push_of(body_bytes, rules) {
+            core.meter.count(CoreCounter::PushesDropped);
+            core.meter.limited(LimitLabel::Outbox);
+            continue;
         }
         core.meter.count(CoreCounter::Pushes);
         client.last_route = route;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::groups::{GroupStorage, GroupStore};
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
+use crate::jobs::{JobHandlers, JobMaker, JobOptions};
 use crate::link::Link;
 use crate::listeners::Listener;
 use crate::names::check_server_type;
@@ -91,6 +92,8 @@ pub struct App {
     server_type: String,
     pub(crate) limits: Limits,
     pub(crate) groups: GroupStorage,
+    pub(crate) jobs: JobOptions,
+    pub(crate) job_handlers: JobHandlers,
     states: States,
     routes: Routes,
     concurrent: BTreeSet<String>,
@@ -106,6 +109,8 @@ impl App {
             server_type: server_type.into(),
             limits: Limits::default(),
             groups: GroupStorage::default(),
+            jobs: JobOptions::default(),
+            job_handlers: JobHandlers::new(),
             states: States::default(),
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
@@ -217,6 +222,25 @@ impl App {
         self
     }
 
+    /// Runs the jobs of a route: calls that somebody left in Redis to be made until they succeed (see
+    /// [`Jobs`](crate::Jobs)). The message is the job's argument as JSON. A failure has it tried again as the job says;
+    /// it may run more than once in any case. Only servers of a cluster run jobs, not embedded applications.
+    pub fn on_job<Marker: 'static>(mut self, route: &str, handler: impl Handler<Marker>) -> Self {
+        if !Route::parse(route).is_ok_and(|parsed| parsed.server_type.is_some()) {
+            self.mistakes.push(format!("{route:?} is not serverType.service.method"));
+        }
+        if self.job_handlers.insert(route.to_owned(), AnyHandler::new(handler)).is_some() {
+            self.mistakes.push(format!("two handlers of the jobs of {route}"));
+        }
+        self
+    }
+
+    /// Keeps jobs elsewhere than in a Redis on this machine. Servers of a cluster take it from their configuration.
+    pub fn job_options(mut self, options: JobOptions) -> Self {
+        self.jobs = options;
+        self
+    }
+
     /// Keeps the groups elsewhere than in memory. An operator's `pitaya.groups.storage` overrides it.
     pub fn groups(mut self, storage: GroupStorage) -> Self {
         self.groups = storage;
@@ -252,6 +276,7 @@ impl App {
             link,
             servers: view.servers,
             groups: GroupStore::open(&self.groups)?,
+            jobs: JobMaker::new(&self.jobs, "")?,
             modules: self.parts.modules,
             session_hooks: self.parts.session_hooks,
             frontend_type: view.frontend_type.map(Into::into),
@@ -306,6 +331,7 @@ impl App {
         let handlers = self.routes.handlers.iter().map(|(route, entry)| (route, &entry.handler));
         let mut missing: Vec<String> = handlers
             .chain(&self.routes.remotes)
+            .chain(&self.job_handlers)
             .filter_map(|(route, handler)| {
                 Some(format!("{route}: {}", handler.missing(&self.states)?))
             })

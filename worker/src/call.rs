@@ -16,6 +16,7 @@ use crate::counters::{Counter, Counters};
 use crate::docs::Docs;
 use crate::error::{Error, Result};
 use crate::groups::GroupStore;
+use crate::jobs::JobMaker;
 use crate::link::{Link, LinkError};
 use crate::metadata::{self, Caller};
 use crate::modules::ModuleList;
@@ -35,6 +36,7 @@ pub(crate) struct Environment {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
     pub(crate) groups: GroupStore,
+    pub(crate) jobs: JobMaker,
     pub(crate) docs: Docs,
     pub(crate) modules: ModuleList,
     pub(crate) session_hooks: SessionHooks,

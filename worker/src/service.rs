@@ -290,6 +290,10 @@ impl Service {
         left
     }
 
+    pub(crate) fn environment(&self) -> Arc<Environment> {
+        Arc::clone(&self.0.environment)
+    }
+
     /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
         let environment = &self.0.environment;

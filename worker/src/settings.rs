@@ -12,6 +12,7 @@ use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
 use crate::groups::GroupStorage;
+use crate::jobs::JobOptions;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -22,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// Where groups are kept, if an operator says so.
     pub(crate) groups: Option<GroupStorage>,
+    pub(crate) jobs: JobOptions,
     pub(crate) request_timeout: Duration,
     /// Calls to the own type or id run in this process instead of being refused.
     pub(crate) is_loop_back_allowed: bool,
@@ -50,6 +52,7 @@ impl Settings {
             discovery: DiscoveryOptions::new(config),
             limits,
             groups: groups_of(config),
+            jobs: JobOptions::new(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
             is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
             routing: config.routing(Policy::Random),
@@ -177,6 +180,22 @@ mod tests {
         assert_eq!(settings.nats.name, "room/r1");
         assert_eq!(settings.own.metadata[METADATA_WINDOW], "50");
         assert_eq!(settings.limits.session_waiting_max, 8);
+    }
+
+    #[test]
+    fn groups_and_jobs_are_where_an_operator_says() {
+        let settings = load(&[]);
+        assert!(settings.groups.is_none(), "the application decides");
+        assert_eq!(settings.jobs.address, "localhost:6379");
+        let settings = load(&[
+            ("pitaya.groups.storage", "etcd"),
+            ("pitaya.groups.etcd.prefix", "game/"),
+            ("pitaya.worker.redis.serverurl", "redis:1"),
+            ("pitaya.worker.retry.max", "7"),
+        ]);
+        let Some(GroupStorage::Etcd(groups)) = settings.groups else { panic!("not in etcd") };
+        assert_eq!(groups.prefix, "game/");
+        assert_eq!((settings.jobs.address.as_str(), settings.jobs.retry.max), ("redis:1", 7));
     }
 
     #[test]

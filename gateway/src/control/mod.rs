@@ -12,13 +12,16 @@ pub mod upkeep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::cluster::binding_writer::{BindingInlet, BindingWriter};
 use shared::cluster::discovery::{Discovery, DiscoveryError};
+use shared::cluster::etcd::EtcdError;
 use shared::config::Change;
 use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
 use crate::bus::local::LocalBus;
+use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
@@ -76,6 +79,17 @@ pub struct Control {
     stopped: usize,
     /// Messages for many users do not reach this gateway, so it must not announce that it takes them.
     is_pushes_refused: bool,
+    /// Until the writer starts.
+    bindings: Option<BindingSource>,
+    binding_writer: Option<BindingWriter>,
+}
+
+/// What the binding storage is told.
+pub struct BindingSource {
+    /// Who is bound here.
+    pub holders: Arc<Directory>,
+    /// Who comes and goes.
+    pub inlet: BindingInlet,
 }
 
 /// Why a gateway could not start.
@@ -84,6 +98,9 @@ pub enum ControlError {
     /// The announcement in etcd.
     #[error("service discovery: {0}")]
     Discovery(#[from] DiscoveryError),
+    /// The endpoints of the binding storage.
+    #[error("binding storage: {0}")]
+    Bindings(#[from] EtcdError),
     /// The application of standalone mode.
     #[error("the application cannot start: {0}")]
     Application(String),
@@ -122,7 +139,14 @@ impl Control {
             moves: Vec::new(),
             stopped: 0,
             is_pushes_refused: false,
+            bindings: None,
+            binding_writer: None,
         }
+    }
+
+    /// Keeps the binding storage up to date as well, if the plan has one.
+    pub fn with_bindings(self, bindings: Option<BindingSource>) -> Self {
+        Self { bindings, ..self }
     }
 
     /// Brings the gateway to where clients can be served: in the cluster, or joined with the application.
@@ -170,7 +194,15 @@ impl Control {
 
     async fn join_cluster(&mut self) -> Result<(), ControlError> {
         let plan = self.plan.clone();
-        let Some(ClusterPlan { discovery, own, .. }) = &plan.cluster else { return Ok(()) };
+        let Some(ClusterPlan { discovery, own, bindings, .. }) = &plan.cluster else {
+            return Ok(());
+        };
+        if let (Some(options), Some(BindingSource { holders, inlet })) =
+            (bindings, self.bindings.take())
+        {
+            let writer = BindingWriter::start(options, &own.server_type, &own.id, holders, inlet);
+            self.binding_writer = Some(writer?);
+        }
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             self.follow_start().await?;
         }
@@ -392,6 +424,9 @@ impl Control {
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;
+        }
+        if let Some(writer) = self.binding_writer.take() {
+            writer.shutdown().await;
         }
         tracing::info!("stopped");
     }

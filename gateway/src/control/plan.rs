@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::{AgentRules, HandshakeCheck};
+use shared::cluster::bindings::BindingOptions;
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Sources};
 use shared::dictionary::Dictionary;
@@ -76,6 +77,8 @@ pub struct ClusterPlan {
     pub discovery: DiscoveryOptions,
     /// What others see of this server.
     pub own: Server,
+    /// Where others find who is bound here, if they are to.
+    pub bindings: Option<BindingOptions>,
 }
 
 impl Plan {
@@ -334,7 +337,12 @@ fn cluster(
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery: DiscoveryOptions::new(config), own })
+    let bindings = config.bool("pitaya.modules.bindingstorage.enabled").then(|| {
+        let lease_ttl = config.duration("pitaya.modules.bindingstorage.etcd.leasettl");
+        BindingOptions::new(config, lease_ttl)
+    });
+    let discovery = DiscoveryOptions::new(config);
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, bindings })
 }
 
 fn nats_auth(config: &Config) -> Result<Auth, String> {

@@ -214,7 +214,7 @@ impl Reactor {
             for proof in turn.bus.take_proofs(|proof| proof.barrier == Some(barrier)) {
                 match connections.find(proof.connection, proof.session) {
                     Some(connection) => {
-                        calls::proven(connection, proof.reply, turn.rules, turn.bus);
+                        calls::proven(connection, proof.reply, turn);
                     }
                     None => turn.bus.reply(proof.reply, &calls::session_not_found()),
                 }

@@ -4,6 +4,7 @@ use proto::wire::PushView;
 use shared::session::SessionId;
 
 use super::{Reactor, Report, Stage};
+use crate::calls;
 use crate::connections::Occupant;
 use crate::deliver;
 use crate::mailbox::Mail;
@@ -55,6 +56,10 @@ impl Reactor {
             Mail::BusConnected { socket, server } => self.handle_bus_connected(socket, server),
             Mail::Call { request, reply } => self.serve_call(&request, reply),
             Mail::Push { session, push } => self.handle_push(session, &push),
+            Mail::Bound { reply } => {
+                let home = self.home;
+                self.with_bus(home, |_, turn| calls::confirm(reply, turn.bus));
+            }
             Mail::Kick { session, is_replaced } => {
                 // A session that has moved on meanwhile is followed once more; a full box loses a kick that a server
                 // asked for, which is counted.

@@ -159,6 +159,10 @@ pub static KEYS: &[Key] = &[
     row(Worker, "pitaya.defaultpipelines.structvalidation.enabled", Bool, "false", "Validate the arguments of handlers."),
 
     // Modules and groups.
+    row(Gateway, "pitaya.modules.bindingstorage.enabled", Bool, "false",
+        "Write to etcd which frontend holds which user; gRPC finds users by it."),
+    row(Both, "pitaya.modules.bindingstorage.etcd.user", Text, "", "etcd user; only used together with a password."),
+    row(Both, "pitaya.modules.bindingstorage.etcd.pass", Secret, "", "etcd password."),
     row(Both, "pitaya.modules.bindingstorage.etcd.endpoints", URLS, "localhost:2379", "etcd of the binding storage."),
     row(Both, "pitaya.modules.bindingstorage.etcd.prefix", Text, "pitaya/", "Prefix of its keys."),
     row(Both, "pitaya.modules.bindingstorage.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),

@@ -75,12 +75,15 @@ pub(crate) struct EtcdGroups {
 impl EtcdGroups {
     /// Fails for endpoints that cannot be. Must be called inside a tokio runtime.
     pub(crate) fn new(options: &EtcdGroupsOptions) -> Result<Self> {
+        // A share of the limit for each endpoint, so that one that hangs leaves time for the next, and a little less
+        // than the whole, so that the client sees which one it was.
+        let shares = options.endpoints.len().clamp(1, 3) as f64;
         let client = Client::new(&ClientOptions {
             endpoints: options.endpoints.clone(),
             user: options.user.clone(),
             password: options.password.clone(),
             dial_timeout: options.dial_timeout,
-            call_timeout: options.transaction_timeout,
+            call_timeout: options.transaction_timeout.mul_f64(0.9 / shares),
         })?;
         let (prefix, limit) = (options.prefix.clone(), options.transaction_timeout);
         Ok(Self { client, prefix, limit })
