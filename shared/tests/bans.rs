@@ -33,8 +33,8 @@ fn key(name: &str) -> String {
     format!("pitaya/dragonfruit/bans/uid:{name}")
 }
 
-fn for_ever() -> Option<Ban> {
-    Some(Ban { until_ms: None, reason: "spam".into() })
+fn for_ever() -> Ban {
+    Ban { until_ms: None, reason: "spam".into() }
 }
 
 async fn until(handle: &mut BanHandle, is_so: impl Fn(&BanHandle) -> bool) {
@@ -50,7 +50,7 @@ async fn until(handle: &mut BanHandle, is_so: impl Fn(&BanHandle) -> bool) {
 async fn a_ban_reaches_others_and_one_with_an_end_leaves_etcd_by_itself() {
     let etcd = Etcd::start();
     let (one, mut other) = (keeper(&etcd), keeper(&etcd));
-    assert_eq!(one.change(uid("ann"), for_ever()).await, Some(Stored::InCluster));
+    assert_eq!(one.change(uid("ann"), Some(for_ever())).await, Some(Stored::InCluster));
     until(&mut other, |other| other.bans().contains_key(&uid("ann"))).await;
     assert_eq!(other.bans()[&uid("ann")].reason, "spam");
     assert_eq!(etcd.key(&key("ann")).unwrap().1, 0, "for ever needs no lease");
@@ -72,7 +72,7 @@ async fn a_ban_reaches_others_and_one_with_an_end_leaves_etcd_by_itself() {
 async fn what_others_write_may_be_anything_and_unbans_nobody() {
     let etcd = Etcd::start();
     let mut handle = keeper(&etcd);
-    handle.change(uid("ann"), for_ever()).await;
+    handle.change(uid("ann"), Some(for_ever())).await;
     etcd.put("pitaya/dragonfruit/bans/nonsense", "{}", 0);
     etcd.put(&key("bad value"), "{}", 0);
     etcd.put(&key("carl"), "no json", 0);
@@ -86,9 +86,9 @@ async fn what_others_write_may_be_anything_and_unbans_nobody() {
 async fn an_etcd_that_lost_its_data_gets_the_known_bans_again() {
     let mut etcd = Etcd::start();
     let handle = keeper(&etcd);
-    handle.change(uid("ann"), for_ever()).await;
+    handle.change(uid("ann"), Some(for_ever())).await;
     etcd.kill();
-    assert_eq!(handle.change(uid("bob"), for_ever()).await, Some(Stored::Pending));
+    assert_eq!(handle.change(uid("bob"), Some(for_ever())).await, Some(Stored::Pending));
     assert_eq!(handle.change(uid("carl"), None).await, Some(Stored::Pending));
     etcd.wipe();
     etcd.restart();
