@@ -191,7 +191,8 @@ impl App {
         self
     }
 
-    /// Runs at the end, after the last request and after the modules; pushes still leave. The last one given runs first.
+    /// Runs at the end, after the last request and after the modules; on a backend pushes still leave, in standalone mode
+    /// all sessions have ended. The last one given runs first. Pitaya's `BeforeShutdown`.
     /// A [module](crate::Module) is told while requests are still served.
     pub fn before_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.before_shutdown.insert(0, AnyHandler::new(hook));

@@ -231,7 +231,7 @@ impl Reactor {
         let mut replaced = std::mem::take(&mut self.core.replaced);
         // One that could not be handed on is tried again with the next turn: two sessions of a user must not stay.
         replaced.retain(|session| !self.kick(*session, true));
-        self.core.replaced = replaced;
+        self.core.replaced.append(&mut replaced);
     }
 
     /// Kicks a session, here or on another reactor; false when that one's mailbox is full.
