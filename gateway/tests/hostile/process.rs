@@ -47,6 +47,8 @@ impl Process {
         for setting in ["pitaya.admin.listen=127.0.0.1:0", &driver].iter().chain(settings) {
             command.args(["--set", setting]);
         }
+        // Huge pages let memory grow in steps of 2 MiB, and what a session costs would drown in them.
+        command.env("MIMALLOC_ALLOW_THP", "0");
         let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let mut started = Self {
             child,
