@@ -16,6 +16,7 @@ use shared::packet::{self, PacketType};
 use shared::session::Session;
 use shared::websocket::frame;
 
+use crate::bus::homes::Homes;
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
 use crate::outbox::{BufferPool, Outbox};
@@ -67,6 +68,8 @@ pub struct Client {
     pub is_dirty: bool,
     /// How far the end is.
     pub ending: Ending,
+    /// The servers that it stays with.
+    pub homes: Homes,
 }
 
 /// The cluster's side of a uid.
@@ -247,6 +250,7 @@ impl Connection {
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
+            homes: Homes::default(),
         };
         Self { token, peer, wire, client }
     }

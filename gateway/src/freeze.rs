@@ -12,6 +12,7 @@ use shared::metrics::RouteLabel;
 use shared::session::Session;
 
 use crate::bus::Bus;
+use crate::bus::homes::Homes;
 use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
@@ -42,6 +43,8 @@ pub struct ConnectionState {
     pub binding: Binding,
     /// Label of the last route.
     pub last_route: RouteLabel,
+    /// The servers that it stays with.
+    pub homes: Homes,
     /// An end that has begun.
     pub closing: Option<Closing>,
 }
@@ -80,6 +83,7 @@ impl Connection {
             unsent: client.outbox.freeze(remainder),
             in_flight: client.in_flight,
             last_route: client.last_route,
+            homes: client.homes,
             closing: client.ending.closing(),
             binding: client.binding,
             session: client.session,
@@ -105,6 +109,7 @@ impl Connection {
         client.in_flight = state.in_flight;
         client.binding = state.binding;
         client.last_route = state.last_route;
+        client.homes = state.homes;
         client.ending = Ending::resume(state.closing);
         connection
     }

@@ -3,9 +3,12 @@
 //! Reactors share it read-only. Whatever can be prepared is prepared here, so that a request is an append of cached
 //! pieces (cluster protocol 23.1).
 
+use std::sync::Arc;
+
 use shared::agent::AgentRules;
 use shared::dictionary::Dictionary;
 use shared::error::Serializer;
+use shared::routing::Routing;
 
 use crate::bus::targets::TargetLimits;
 use crate::page::Pages;
@@ -41,6 +44,8 @@ pub struct Rules {
     pub in_flight_connection_max: u32,
     /// Windows and queues towards servers.
     pub targets: TargetLimits,
+    /// How the server of a request is chosen.
+    pub routing: Arc<Routing>,
     /// Connections of the process at most.
     pub connections_max: usize,
     /// Whether binds are announced to the other frontends of the type.

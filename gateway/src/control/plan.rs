@@ -18,6 +18,8 @@ use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
+use shared::router::Policy;
+use shared::routing::{Routing, Rule};
 use shared::server::Server;
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
@@ -97,7 +99,12 @@ impl Plan {
             );
         }
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
-        let rules = rules(config, reactors, local_type, &mut mistakes);
+        let routing = config.routing(Policy::LeastInFlight);
+        let routing = match &application {
+            Some(application) => application.complete(routing),
+            None => routing,
+        };
+        let rules = rules(config, (reactors, routing), local_type, &mut mistakes);
         let cluster =
             (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
         let admin = admin_addresses(config, &mut mistakes);
@@ -124,6 +131,20 @@ impl Plan {
             }),
             _ => Err(mistakes),
         }
+    }
+}
+
+/// What only code can say.
+impl Plan {
+    /// Lets a function or a policy choose the server for the messages to one server type, whatever the configuration
+    /// says. The function runs on a reactor, in the middle of forwarding: it must not wait for anything.
+    ///
+    /// Panics when the plan was started already.
+    #[must_use]
+    pub fn route(mut self, server_type: &str, rule: impl Into<Rule>) -> Self {
+        let rules = Arc::get_mut(&mut self.rules).expect("the reactors have not started");
+        Arc::make_mut(&mut rules.routing).set(server_type, rule);
+        self
     }
 }
 
@@ -157,7 +178,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
 
 fn rules(
     config: &Config,
-    reactors: usize,
+    (reactors, routing): (usize, Routing),
     local_type: Option<String>,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
@@ -176,6 +197,7 @@ fn rules(
         id => id.to_owned(),
     };
     Some(Rules {
+        routing: Arc::new(routing),
         server_id,
         server_type: config.string("pitaya.server.type").to_owned(),
         agent,

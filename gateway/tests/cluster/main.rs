@@ -18,6 +18,7 @@ mod moving;
 mod outages;
 mod proxy;
 mod requests;
+mod routing;
 mod security;
 mod sessions;
 mod unique;
