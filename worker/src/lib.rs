@@ -20,6 +20,7 @@ pub mod demo;
 mod error;
 mod extract;
 mod groups;
+mod grpc;
 mod handler;
 mod handshake;
 mod hooks;

@@ -25,8 +25,10 @@ use tokio::time::{sleep, timeout};
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
+use crate::grpc;
 use crate::nats::{self, Ending, Inlet, NatsLink, NatsSettings};
 use crate::servers::Servers;
+use crate::service::Service;
 use crate::settings::Settings;
 
 /// For the last words to a NATS server.
@@ -58,6 +60,9 @@ impl App {
         let app = self.struct_validation(is_validating);
         let app =
             app.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+        if let Some(grpc) = &settings.grpc {
+            return grpc::run(app, &settings, grpc, &mut stops).await;
+        }
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -121,9 +126,9 @@ impl Feeds {
         Self { tasks: JoinSet::new(), stop: watch::Sender::new(false), retire: None }
     }
 
-    fn add(&mut self, inlet: Inlet, status: &Status) {
+    fn add(&mut self, inlet: Inlet, service: &Service, link: &NatsLink) {
         let (sender, retire) = oneshot::channel();
-        let (service, link) = (status.service.clone(), status.link.clone());
+        let (service, link) = (service.clone(), link.clone());
         let ending = Ending { stop: self.stop.subscribe(), retire };
         self.tasks.spawn(nats::feed(inlet, service, link, ending));
         self.retire = Some(sender);
@@ -141,6 +146,7 @@ impl Feeds {
 /// A server that is up.
 struct Running {
     status: Arc<Status>,
+    link: NatsLink,
     feeds: Feeds,
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
@@ -170,18 +176,18 @@ impl Running {
         let listeners = service.listen(&discovery);
         let status = Arc::new(Status {
             service,
-            link,
+            link: Some(link.clone()),
             discovery,
             exporter: settings.exporter.clone(),
             is_rendering: Mutex::new(()),
             is_serving: AtomicBool::new(false),
         });
         let mut feeds = Feeds::new();
-        feeds.add(inlet, &status);
+        feeds.add(inlet, &status.service, &link);
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, listeners, drain_limit })
+        Ok(Self { status, link, feeds, events, pump, admin, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -227,8 +233,8 @@ impl Running {
     async fn move_to(&mut self, connection: Connection) {
         let retire = self.feeds.retire.take();
         let client = connection.inlet.client.clone();
-        self.feeds.add(connection.inlet, &self.status);
-        self.status.link.replace(client, FLUSH_TIMEOUT).await;
+        self.feeds.add(connection.inlet, &self.status.service, &self.link);
+        self.link.replace(client, FLUSH_TIMEOUT).await;
         let events = std::mem::replace(&mut self.events, connection.events);
         if let Some(retire) = retire {
             let _ = retire.send(events);
@@ -237,7 +243,8 @@ impl Running {
     }
 
     async fn stop(self, stops: &mut mpsc::Receiver<()>) {
-        let Status { service, link, discovery, is_serving, .. } = &*self.status;
+        let Status { service, discovery, is_serving, .. } = &*self.status;
+        let link = &self.link;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
         discovery.leave().await;
@@ -272,7 +279,7 @@ impl Running {
 }
 
 /// The servers that discovery knows.
-struct Discovered(watch::Receiver<Arc<ServerTable>>);
+pub(crate) struct Discovered(pub(crate) watch::Receiver<Arc<ServerTable>>);
 
 impl Servers for Discovered {
     fn table(&self) -> ServerTable {

@@ -107,6 +107,8 @@ struct Job {
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
+    /// How long the transport's caller waits.
+    limit: Option<Duration>,
     reply: Reply,
     permit: Permit,
 }
@@ -141,6 +143,11 @@ impl Service {
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through
     /// `reply`, at once when the request is refused, otherwise in the order of its session.
     pub fn handle(&self, request: Bytes, reply: Reply) {
+        self.handle_within(request, reply, None);
+    }
+
+    /// The same for a caller who does not wait longer than `limit`, whatever the request says.
+    pub(crate) fn handle_within(&self, request: Bytes, reply: Reply, limit: Option<Duration>) {
         let inner = &self.0;
         let arrived = Instant::now();
         let Some(permit) = inner.admission.admit(request.len()) else {
@@ -155,7 +162,7 @@ impl Service {
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { request, msg, arrived, reply, permit };
+        let job = Job { request, msg, arrived, limit, reply, permit };
         let Some(key) = key else {
             let inner = Arc::clone(inner);
             self.0.runtime.spawn(async move { inner.run(job).await });
@@ -281,11 +288,11 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job) {
-        let Job { request, msg, arrived, reply, permit } = job;
+        let Job { request, msg, arrived, limit, reply, permit } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
+        let serve = AssertUnwindSafe(async { self.serve(request, msg, (arrived, limit)).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
@@ -311,10 +318,11 @@ impl Inner {
         &self,
         request: proto::Request,
         msg: proto::Msg,
-        arrived: Instant,
+        (arrived, limit): (Instant, Option<Duration>),
     ) -> Result<Bytes> {
         let timeout = metadata::request_timeout(&request.metadata)?;
-        let deadline = arrived + timeout.unwrap_or(self.environment.request_timeout);
+        let timeout = timeout.unwrap_or(self.environment.request_timeout);
+        let deadline = arrived + limit.map_or(timeout, |limit| limit.min(timeout));
         let key = routes::key(&msg.route)?;
         let is_notify = msg.r#type == i32::from(proto::MsgType::Notify);
         let (handler, session) = match proto::RpcType::try_from(request.r#type) {
