@@ -8,7 +8,7 @@ use proto::Message;
 use proto::wire::{self, KickView, MsgView, RequestView, SessionView};
 use shared::close::CloseReason;
 use shared::error::code;
-use shared::metrics::CoreCounter;
+use shared::metrics::{CoreCounter, LimitLabel};
 use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
 
@@ -21,6 +21,7 @@ use crate::turn::{Core, Turn};
 
 const SESSION_NOT_FOUND: &str = "session not found";
 const ALREADY_BOUND: &str = "session is already bound to an uid";
+const BANNED: &str = "the uid is banned";
 const ILLEGAL_UID: &str = "illegal uid";
 
 /// The session that a call is about.
@@ -132,6 +133,11 @@ pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, cor
 
 /// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`].
 fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
+    if turn.core.is_uid_banned(uid) {
+        turn.core.meter.limited(LimitLabel::BannedUid);
+        turn.bus.reply(reply, &failure(code::UNKNOWN, BANNED));
+        return kick(connection, CloseReason::Banned, turn.rules, turn.core);
+    }
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
     let refusal = match client.binding {
@@ -154,6 +160,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     if let Some(before) = core.directory.claim(session, uid) {
         core.replaced.push(before);
     }
+    client.seats.user = core.limits.user(uid, core.now_us);
     match &mut bus.carrier {
         Carrier::Local(_) => {
             client.session.set_uid(uid);
@@ -210,6 +217,7 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
         if let Binding::Proving { uid, subscription } = binding {
             core.directory.release(proof.session, &uid);
+            connection.client.seats.user = None;
             unsubscribe(subscription, bus);
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));

@@ -4,7 +4,7 @@
 //! nor touches the driver except to hand over its outbox. The invariant: once [`Connection::begin_close`] was called no
 //! packet is taken in and none is appended, so a kick is the last thing that a client sees.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use shared::agent::{Agent, AgentRules};
 use shared::close::CloseReason;
@@ -19,7 +19,9 @@ use shared::websocket::frame;
 use crate::bus::homes::Homes;
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
-use crate::outbox::{BufferPool, Outbox};
+use crate::entrance::Entrance;
+use crate::limits::Seats;
+use crate::outbox::{BufferPool, Outbox, Sent, Way};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
 
@@ -29,17 +31,20 @@ pub struct Connection {
     pub token: Token,
     /// Where it came from.
     pub peer: SocketAddr,
+    /// What lies before its packets.
+    pub entrance: Entrance,
     /// Framing.
     pub wire: Wire,
     /// Everything but framing; apart, so that a packet borrowed from the wire can be handled.
     pub client: Client,
 }
 
-/// Where a client came from and which way its messages take.
-#[derive(Clone, Copy, Debug)]
+/// Where a client came from, through what, and which way its messages take.
 pub struct Origin {
     /// The client's address.
     pub peer: SocketAddr,
+    /// What lies before its packets.
+    pub entrance: Entrance,
     /// Number of the bus on the reactor.
     pub bus: usize,
 }
@@ -70,6 +75,12 @@ pub struct Client {
     pub ending: Ending,
     /// The servers that it stays with.
     pub homes: Homes,
+    /// Places in the process's tables of addresses and users.
+    pub seats: Seats,
+    /// Bytes that the reactor's sum has for this connection.
+    pub buffered_bytes: usize,
+    /// Set while the client is not read from, because it does not read either.
+    pub is_reading_paused: bool,
 }
 
 /// The cluster's side of a uid.
@@ -119,6 +130,16 @@ impl Client {
         let is_compressed = payload.is_compressed;
         let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
         self.put_message(&head, payload.bytes, context)
+    }
+
+    /// Whether there is room for a push where pushes are dropped rather than their client closed. They leave a quarter
+    /// of the outbox to answers, which cannot be dropped.
+    pub fn has_room_for_push(&self, route: &str, payload: Payload<'_>, rules: &Rules) -> bool {
+        let is_compressed = payload.is_compressed;
+        let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
+        let body_bytes = message::head_bytes(&head, &rules.dictionary) + payload.bytes.len();
+        let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
+        self.outbox.has_room(framed_bytes, rules.outbox_bytes_max / 4 * 3)
     }
 
     /// Appends an error response. An id of 0 cannot be answered (client protocol 3.9), so nothing happens then.
@@ -212,7 +233,10 @@ impl Client {
         }
         let is_hopeless = matches!(
             reason,
-            CloseReason::WriteTimeout | CloseReason::OutboxLimit | CloseReason::IoError
+            CloseReason::WriteTimeout
+                | CloseReason::OutboxLimit
+                | CloseReason::MemoryLimit
+                | CloseReason::IoError
         );
         if self.is_web_socket && !is_hopeless && reason != CloseReason::PeerClosed {
             let out = self.outbox.prepare(context.pool);
@@ -233,11 +257,11 @@ impl Connection {
         token: Token,
         wire: Wire,
         session: Session,
-        origin: &Origin,
+        origin: Origin,
         rules: &AgentRules,
         now_ms: u64,
     ) -> Self {
-        let peer = origin.peer;
+        let Origin { peer, entrance, bus } = origin;
         let client = Client {
             agent: Agent::new(rules, now_ms),
             session,
@@ -246,22 +270,64 @@ impl Connection {
             in_flight: 0,
             binding: Binding::None,
             last_route: RouteLabel::OTHER,
-            bus: origin.bus,
+            bus,
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
             homes: Homes::default(),
+            seats: Seats::default(),
+            buffered_bytes: 0,
+            is_reading_paused: false,
         };
-        Self { token, peer, wire, client }
+        Self { token, peer, entrance, wire, client }
+    }
+
+    /// The address that limits and bans go by.
+    pub fn address(&self) -> IpAddr {
+        self.peer.ip()
+    }
+
+    /// Bytes held for this client: unsent ones, and parts of packets.
+    pub fn held_bytes(&self) -> usize {
+        self.client.outbox.unsent_bytes() + self.wire.partial_bytes() + self.entrance.held_bytes()
     }
 
     /// Hands the turn's bytes to the driver.
-    pub fn flush(&mut self, driver: &mut Driver, pool: &mut BufferPool, now_ms: u64) {
+    ///
+    /// Errors: why the connection is to be closed.
+    pub fn flush(
+        &mut self,
+        driver: &mut Driver,
+        pool: &mut BufferPool,
+        now_ms: u64,
+    ) -> Result<(), CloseReason> {
         self.client.is_dirty = false;
         if self.client.freezing.is_some() {
-            return;
+            return Ok(());
         }
-        self.client.outbox.flush(self.token, driver, pool, now_ms);
+        let tls = self.entrance.tls.as_deref_mut();
+        let mut way = Way { token: self.token, driver, pool, tls, now_ms };
+        self.client.outbox.flush(&mut way).map_err(|_| CloseReason::Tls)
+    }
+
+    /// Takes a buffer back that the driver has sent, in whole or in part.
+    ///
+    /// Errors: why the connection is to be closed.
+    pub fn handle_sent(
+        &mut self,
+        sent: Sent,
+        driver: &mut Driver,
+        pool: &mut BufferPool,
+        now_ms: u64,
+    ) -> Result<(), CloseReason> {
+        let tls = self.entrance.tls.as_deref_mut();
+        let mut way = Way { token: self.token, driver, pool, tls, now_ms };
+        self.client.outbox.handle_sent(&mut way, sent).map_err(|_| CloseReason::Tls)
+    }
+
+    /// Whether everything has left.
+    pub fn is_sent(&self) -> bool {
+        self.client.outbox.is_empty() && !self.entrance.has_output()
     }
 }
 

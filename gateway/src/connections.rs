@@ -7,12 +7,12 @@ use shared::session::SessionId;
 
 use crate::connection::Connection;
 use crate::driver::Token;
-use crate::wire::Protocol;
+use crate::listener::Service;
 
 /// What a token stands for.
 pub enum Occupant {
     /// A listening socket.
-    Listener(Protocol),
+    Listener(Service),
     /// The socket of a bus, by its number on the reactor.
     Bus(usize),
     /// A client.

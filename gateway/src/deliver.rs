@@ -8,7 +8,7 @@ use proto::Message;
 use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
 use shared::close::CloseReason;
 use shared::error::{Error, code};
-use shared::metrics::{CoreCounter, FailReason};
+use shared::metrics::{CoreCounter, FailReason, LimitLabel};
 use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
@@ -72,7 +72,7 @@ pub fn handle_answer(
         }
     };
     let target = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
-    let released = turn.bus.targets.end(pending.target);
+    let released = turn.bus.targets.end(pending.target, turn.core.now_us);
     if is_undelivered {
         turn.bus.targets.suspect(pending.target, turn.core.now_ms);
         let server_type = target.as_ref().map_or("", |server| &server.server_type);
@@ -103,13 +103,22 @@ fn retry_or_fail(
     }
 }
 
-/// Sends a request whose turn has come.
+/// Sends a request whose turn has come. When its client has gone the turn is the next one's, so that no room stays
+/// unused while somebody waits for it.
 pub fn send_waiting(
     server_type: &str,
-    waiting: Waiting,
+    mut waiting: Waiting,
     connections: &mut Connections,
     turn: &mut Turn<'_>,
 ) {
+    while connections.find(waiting.connection, waiting.session).is_none() {
+        let error = Error::new(code::CLIENT_CLOSED, "the client has gone");
+        fail_waiting(&waiting, FailReason::Internal, &error, connections, turn);
+        let Some(next) = turn.bus.targets.take_waiting(server_type, turn.core.now_us) else {
+            return;
+        };
+        waiting = next;
+    }
     let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
     let client = &mut connection.client;
     let chosen = waiting.chosen.as_deref();
@@ -265,10 +274,15 @@ pub fn put_push(
         core.meter.count(CoreCounter::PushesDropped);
         return;
     };
-    core.meter.count(CoreCounter::Pushes);
     let client = &mut connection.client;
     client.last_route = core.meter.route(push.route);
     let payload = codec.pack(push.data, rules.compression_threshold_bytes);
+    if rules.is_push_dropped && !client.has_room_for_push(push.route, payload, rules) {
+        core.meter.count(CoreCounter::PushesDropped);
+        core.meter.limited(LimitLabel::Outbox);
+        return;
+    }
+    core.meter.count(CoreCounter::Pushes);
     let outcome = client.put_push(push.route, payload, &mut core.put(rules));
     core.settle(owner, client, outcome);
 }

@@ -16,6 +16,8 @@ use crate::bus::homes::Homes;
 use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
+use crate::entrance::Entrance;
+use crate::limits::Seats;
 use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
@@ -29,6 +31,8 @@ pub struct ConnectionState {
     pub peer: SocketAddr,
     /// Number of its bus on the old reactor.
     pub bus: usize,
+    /// What lies before its packets, with TLS as it stands.
+    pub entrance: Entrance,
     /// Framing, with bytes that are not a whole packet yet.
     pub wire: WireState,
     /// Packet order, heartbeat, limits.
@@ -47,6 +51,8 @@ pub struct ConnectionState {
     pub homes: Homes,
     /// An end that has begun.
     pub closing: Option<Closing>,
+    /// Places in the process's tables, which are the same on all reactors.
+    pub seats: Seats,
 }
 
 /// A bus at rest.
@@ -73,11 +79,17 @@ impl Connection {
     /// Packs a connection whose socket the driver has let go of.
     pub fn freeze(self, now_ms: u64) -> ConnectionState {
         let mut client = self.client;
-        let remainder = client.freezing.take().unwrap_or_default();
+        let mut entrance = self.entrance;
+        let mut remainder = client.freezing.take().unwrap_or_default();
+        if let Some(tls) = &mut entrance.tls {
+            // It is sealed already and must not be so twice.
+            tls.put_back(std::mem::take(&mut remainder));
+        }
         ConnectionState {
             token: self.token,
             peer: self.peer,
             bus: client.bus,
+            entrance,
             wire: self.wire.freeze(),
             agent: client.agent.freeze(now_ms),
             unsent: client.outbox.freeze(remainder),
@@ -86,6 +98,7 @@ impl Connection {
             homes: client.homes,
             closing: client.ending.closing(),
             binding: client.binding,
+            seats: client.seats,
             session: client.session,
         }
     }
@@ -98,10 +111,10 @@ impl Connection {
         rules: &Rules,
         now_ms: u64,
     ) -> Self {
-        let origin = Origin { peer: state.peer, bus };
+        let origin = Origin { peer: state.peer, entrance: state.entrance, bus };
         let wire = Wire::resume(state.wire);
         let is_web_socket = wire.is_web_socket();
-        let mut connection = Self::new(token, wire, state.session, &origin, &rules.agent, now_ms);
+        let mut connection = Self::new(token, wire, state.session, origin, &rules.agent, now_ms);
         let client: &mut Client = &mut connection.client;
         client.agent = Agent::resume(&state.agent, &rules.agent, now_ms);
         client.outbox = Outbox::resume(state.unsent);
@@ -111,6 +124,7 @@ impl Connection {
         client.last_route = state.last_route;
         client.homes = state.homes;
         client.ending = Ending::resume(state.closing);
+        client.seats = state.seats;
         connection
     }
 }

@@ -22,6 +22,10 @@ pub struct Addresses {
     pub tcp: Vec<SocketAddr>,
     /// Pitaya packets in WebSocket messages.
     pub ws: Vec<SocketAddr>,
+    /// Pitaya packets on TCP with TLS.
+    pub tls: Vec<SocketAddr>,
+    /// Pitaya packets in WebSocket messages with TLS.
+    pub wss: Vec<SocketAddr>,
     /// Health and metrics.
     pub admin: Vec<SocketAddr>,
 }

@@ -1,6 +1,7 @@
 //! The gateway as a library: reactors that hold the players' connections and forward their messages.
 
 pub mod admin;
+pub mod allowance;
 pub mod bus;
 pub mod calls;
 pub mod clock;
@@ -11,9 +12,11 @@ pub mod deliver;
 pub mod directory;
 pub mod driver;
 pub mod ending;
+pub mod entrance;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;
+pub mod limits;
 pub mod listener;
 pub mod logging;
 pub mod mailbox;
@@ -24,5 +27,6 @@ pub mod reactor;
 pub mod retry;
 pub mod rules;
 mod starting;
+pub mod tls;
 pub mod turn;
 pub mod wire;

@@ -22,7 +22,25 @@ pub struct Listener {
     /// The socket.
     pub socket: OwnedFd,
     /// What clients speak on it.
+    pub service: Service,
+}
+
+/// What clients speak on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Packets on the stream, or in a WebSocket.
     pub protocol: Protocol,
+    /// What lies under that.
+    pub security: Security,
+}
+
+/// Whether a port speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// Bytes as they are.
+    Plain,
+    /// TLS, from the first byte on.
+    Tls,
 }
 
 /// Binds `count` sockets to one address. With port 0 the first one decides the port.

@@ -5,6 +5,7 @@
 //! nothing is appended behind a packet that was cut, because only the driver's remainder can be in front.
 
 use crate::driver::{Driver, Token};
+use crate::tls::{TlsEnd, TlsSession};
 
 /// Progress that restarts the write deadline. A client that takes less than this in one deadline is too slow to keep:
 /// with ten seconds that is 6.4 KiB a second.
@@ -77,11 +78,40 @@ impl Outbox {
         self.boundary = Some(self.queued.len());
     }
 
-    /// Gives everything that is queued to the driver, unless a send is under way.
-    pub fn flush(&mut self, token: Token, driver: &mut Driver, pool: &mut BufferPool, now_ms: u64) {
-        if self.sending_bytes > 0 || self.queued.is_empty() {
-            return;
+    /// Gives everything that is queued to the driver, sealed where there is TLS, unless a send is under way.
+    ///
+    /// Errors: it cannot be sealed; what was queued is lost then.
+    pub fn flush(&mut self, way: &mut Way<'_>) -> Result<(), TlsEnd> {
+        if self.sending_bytes > 0 {
+            return Ok(());
         }
+        let mut outcome = Ok(());
+        let buffer = match &mut way.tls {
+            None => self.take_queued(way.pool),
+            Some(tls) => {
+                let plain = self.take_queued(way.pool);
+                let mut sealed = way.pool.take();
+                outcome = tls.seal(&plain, &mut sealed);
+                way.pool.give(plain);
+                if self.queued.is_empty() {
+                    tls.finish(&mut sealed);
+                }
+                sealed
+            }
+        };
+        if buffer.is_empty() {
+            way.pool.give(buffer);
+            return outcome;
+        }
+        self.sending_bytes = buffer.len();
+        self.progress_ms = way.now_ms;
+        self.progress_bytes = 0;
+        way.driver.send(way.token, buffer, 0);
+        outcome
+    }
+
+    /// What the next send consists of, before it is sealed.
+    fn take_queued(&mut self, pool: &mut BufferPool) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.queued);
         if let Some(boundary) = self.boundary.take()
             && boundary < buffer.len()
@@ -90,34 +120,28 @@ impl Outbox {
             self.queued.extend_from_slice(&buffer[boundary..]);
             buffer.truncate(boundary);
         }
-        self.sending_bytes = buffer.len();
-        self.progress_ms = now_ms;
-        self.progress_bytes = 0;
-        driver.send(token, buffer, 0);
+        buffer
     }
 
-    /// Takes a buffer back of which the kernel took `sent` bytes; the rest goes out again at once.
-    pub fn handle_sent(
-        &mut self,
-        token: Token,
-        driver: &mut Driver,
-        pool: &mut BufferPool,
-        sent: Sent,
-    ) {
+    /// Takes a buffer back of which the kernel took `sent` bytes; the rest goes out again at once, or what was queued
+    /// meanwhile.
+    ///
+    /// Errors: as [`Outbox::flush`].
+    pub fn handle_sent(&mut self, way: &mut Way<'_>, sent: Sent) -> Result<(), TlsEnd> {
         debug_assert!(sent.bytes <= self.sending_bytes, "the kernel took more than it was given");
         self.sending_bytes -= sent.bytes;
         self.progress_bytes += sent.bytes;
         if self.progress_bytes >= PROGRESS_BYTES {
             self.progress_bytes = 0;
-            self.progress_ms = sent.now_ms;
+            self.progress_ms = way.now_ms;
         }
         if self.sending_bytes > 0 {
             let start = sent.buffer.len() - self.sending_bytes;
-            driver.send(token, sent.buffer, start);
-        } else {
-            pool.give(sent.buffer);
-            self.flush(token, driver, pool, sent.now_ms);
+            way.driver.send(way.token, sent.buffer, start);
+            return Ok(());
         }
+        way.pool.give(sent.buffer);
+        self.flush(way)
     }
 
     /// Whether unsent bytes have waited longer than `timeout_ms` without enough progress.
@@ -161,6 +185,18 @@ pub struct Sent {
     pub buffer: Vec<u8>,
     /// How much of it the kernel took, bytes, counted from where this send began.
     pub bytes: usize,
+}
+
+/// The way of an outbox's bytes to the socket.
+pub struct Way<'a> {
+    /// Whose socket.
+    pub token: Token,
+    /// The driver that has it.
+    pub driver: &'a mut Driver,
+    /// Buffers.
+    pub pool: &'a mut BufferPool,
+    /// What seals them, on a port with TLS.
+    pub tls: Option<&'a mut TlsSession>,
     /// The turn's time.
     pub now_ms: u64,
 }

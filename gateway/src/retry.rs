@@ -68,5 +68,6 @@ fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
         deadline_ms: pending.deadline_ms,
         is_notify: false,
         chosen: None,
+        place: 0,
     })
 }

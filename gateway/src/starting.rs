@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
-use crate::admin::{Admin, AdminSources, Readiness};
+use crate::admin::{Actions, Admin, AdminSources, Readiness};
 use crate::bus::BusKind;
 use crate::bus::local::LocalBus;
 use crate::control::plan::Plan;
+use crate::control::upkeep::Upkeep;
 use crate::control::{Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
-use crate::listener::{self, Listener};
+use crate::limits::Limits;
+use crate::listener::{self, Listener, Security, Service};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
@@ -34,6 +37,7 @@ pub(crate) struct Starting {
     mailboxes: Arc<[Arc<Mailbox>]>,
     reports: mpsc::Receiver<Report>,
     meters: Meters,
+    limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
 }
 
@@ -43,8 +47,11 @@ impl Starting {
         let application = plan.application.take();
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
-        let tcp = bind_all(&plan.tcp, Protocol::Tcp, &mut listeners)?;
-        let ws = bind_all(&plan.ws, Protocol::WebSocket, &mut listeners)?;
+        let addresses = bind_all(&plan.ports, &mut listeners)?;
+        let is_browsed = !addresses.ws.is_empty() || !addresses.wss.is_empty();
+        if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
+            tracing::info!("pages of every origin may connect; pitaya.gateway.origins limits that");
+        }
         let directory = Arc::new(Directory::default());
         let local = application.is_some().then(|| {
             let rules = &plan.rules;
@@ -57,10 +64,12 @@ impl Starting {
         };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
         let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
+        let limits = Arc::new(Limits::new(plan.reactors));
         let setups = cores.into_iter().enumerate().map(|(reactor, meter)| Setup {
             reactor,
             rules: plan.rules.clone(),
             directory: directory.clone(),
+            limits: limits.clone(),
             clock: plan.clock,
             bus: bus.clone(),
             driver: plan.driver,
@@ -68,7 +77,6 @@ impl Starting {
             meter,
         });
         let (reactors, mailboxes) = spawn_reactors(setups.collect(), plan.is_pinned)?;
-        let addresses = Addresses { tcp, ws, admin: Vec::new() };
         Ok(Self {
             plan,
             application,
@@ -78,6 +86,7 @@ impl Starting {
             mailboxes,
             reports,
             meters,
+            limits,
             reactors,
         })
     }
@@ -95,6 +104,7 @@ impl Starting {
             mailboxes,
             reports,
             meters,
+            limits,
             reactors,
         } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -112,7 +122,18 @@ impl Starting {
                 move || meters.render()
             }),
             readiness: readiness.clone(),
+            actions: None,
         };
+        let upkeep = {
+            let _inside = runtime.enter();
+            Upkeep::start(&plan, limits).map_err(|error| ControlError::Discovery(error.into()))?
+        };
+        let actions = Actions {
+            commands: commands.downgrade(),
+            bans: upkeep.bans(),
+            token: plan.config.secret("pitaya.admin.token"),
+        };
+        let sources = AdminSources { actions: Some(actions), ..sources };
         let parts =
             local.zip(application).map(|(bus, application)| LocalParts { bus, application });
         let control = Control::new(
@@ -122,6 +143,7 @@ impl Starting {
             receive_commands,
             readiness.clone(),
             meters,
+            upkeep,
         );
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };
@@ -180,17 +202,22 @@ impl Serving {
 }
 
 fn bind_all(
-    addresses: &[SocketAddr],
-    protocol: Protocol,
+    ports: &[(SocketAddr, Service)],
     listeners: &mut [Vec<Listener>],
-) -> Result<Vec<SocketAddr>, StartError> {
-    let mut bound = Vec::new();
-    for address in addresses {
+) -> Result<Addresses, StartError> {
+    let mut bound = Addresses::default();
+    for (address, service) in ports {
         let (actual, sockets) = listener::bind(*address, listeners.len())
             .map_err(|source| StartError::Listen { address: *address, source })?;
-        bound.push(actual);
+        let list = match (service.protocol, service.security) {
+            (Protocol::Tcp, Security::Plain) => &mut bound.tcp,
+            (Protocol::WebSocket, Security::Plain) => &mut bound.ws,
+            (Protocol::Tcp, Security::Tls) => &mut bound.tls,
+            (Protocol::WebSocket, Security::Tls) => &mut bound.wss,
+        };
+        list.push(actual);
         for (socket, listeners) in sockets.into_iter().zip(listeners.iter_mut()) {
-            listeners.push(Listener { socket, protocol });
+            listeners.push(Listener { socket, service: *service });
         }
     }
     Ok(bound)

@@ -42,6 +42,12 @@ pub enum CloseReason {
     Replaced,
     /// The gateway holds all the connections it may hold.
     Overload,
+    /// Too many connections from the client's address, or too many in a second.
+    AddressLimit,
+    /// The client's address or uid is banned.
+    Banned,
+    /// It had the most bytes queued when the gateway ran out of memory for its clients.
+    MemoryLimit,
     /// The gateway is stopping.
     Shutdown,
     /// The peer ended the connection.
@@ -57,7 +63,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::HandshakeTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
@@ -75,6 +81,9 @@ impl CloseReason {
         Self::Kicked,
         Self::Replaced,
         Self::Overload,
+        Self::AddressLimit,
+        Self::Banned,
+        Self::MemoryLimit,
         Self::Shutdown,
         Self::PeerClosed,
         Self::IoError,
@@ -101,6 +110,9 @@ impl CloseReason {
             Self::Kicked => "kicked",
             Self::Replaced => "replaced",
             Self::Overload => "overload",
+            Self::AddressLimit => "address_limit",
+            Self::Banned => "banned",
+            Self::MemoryLimit => "memory_limit",
             Self::Shutdown => "shutdown",
             Self::PeerClosed => "peer_closed",
             Self::IoError => "io_error",
@@ -117,11 +129,13 @@ impl CloseReason {
             Self::Utf8 => 1007,
             Self::TooLarge | Self::InflateLimit => 1009,
             Self::Internal | Self::IoError => 1011,
-            Self::Overload | Self::OutboxLimit | Self::WriteTimeout => 1013,
+            Self::Overload | Self::OutboxLimit | Self::WriteTimeout | Self::MemoryLimit => 1013,
             Self::HandshakeTimeout
             | Self::BadMessage
             | Self::BadHandshake
             | Self::RateLimited
+            | Self::AddressLimit
+            | Self::Banned
             | Self::ProxyHeader
             | Self::Tls
             | Self::Replaced => 1008,

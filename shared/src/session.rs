@@ -45,6 +45,16 @@ pub enum IpVersion {
     V6,
 }
 
+/// How much of a client's address its session data tell the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ToldAddress {
+    /// `ipversion` alone, as in Pitaya.
+    #[default]
+    Version,
+    /// The address too.
+    Whole,
+}
+
 impl IpVersion {
     /// The value of `ipversion` in the session data.
     pub fn name(self) -> &'static str {
@@ -93,6 +103,18 @@ impl Session {
         let data = format!(r#"{{"ipversion":"{}"}}"#, ip_version.name());
         session.rebuild(data.as_bytes());
         session
+    }
+
+    /// Starts the data over for a client whose address is `address`: with the IP version only, as Pitaya does, or with
+    /// the address itself too, as `ip`. Only for sessions that nobody has seen, because all other data are lost.
+    pub fn set_address(&mut self, address: IpAddr, told: ToldAddress) {
+        let address = address.to_canonical();
+        let version = IpVersion::from(address).name();
+        let data = match told {
+            ToldAddress::Version => format!(r#"{{"ipversion":"{version}"}}"#),
+            ToldAddress::Whole => format!(r#"{{"ipversion":"{version}","ip":"{address}"}}"#),
+        };
+        self.rebuild(data.as_bytes());
     }
 
     /// The frontend's number for this session.

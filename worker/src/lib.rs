@@ -30,6 +30,7 @@ mod metadata;
 mod metrics;
 mod modules;
 pub mod nats;
+mod overload;
 mod panic;
 mod payload;
 mod peers;

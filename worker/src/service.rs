@@ -35,6 +35,7 @@ use crate::hooks::Hooks;
 use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
+use crate::overload::Overload;
 use crate::panic::error_of_panic;
 use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
@@ -87,6 +88,7 @@ struct Inner {
     began: Mutex<Began>,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
+    overload: Overload,
     running: Semaphore,
     limits: Limits,
     keys: RandomState,
@@ -113,6 +115,25 @@ struct Job {
     permit: Permit,
 }
 
+/// A request that could start; dropped when it does, or is given up.
+struct Ready {
+    inner: Arc<Inner>,
+    since: Instant,
+}
+
+impl Ready {
+    fn new(inner: &Arc<Inner>, since: Instant) -> Self {
+        inner.overload.handle_ready(since);
+        Self { inner: Arc::clone(inner), since }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.inner.overload.handle_started(self.since, Instant::now());
+    }
+}
+
 impl Service {
     pub(crate) fn new(
         environment: Environment,
@@ -128,6 +149,7 @@ impl Service {
             began: Mutex::new(began),
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
+            overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
@@ -150,6 +172,10 @@ impl Service {
     pub(crate) fn handle_within(&self, request: Bytes, reply: Reply, limit: Option<Duration>) {
         let inner = &self.0;
         let arrived = Instant::now();
+        if inner.overload.is_refusing(arrived) {
+            inner.environment.counters.add(Counter::Busy);
+            return reply.send(answer::busy());
+        }
         let Some(permit) = inner.admission.admit(request.len()) else {
             inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
@@ -164,14 +190,16 @@ impl Service {
         let key = inner.session_key(&request, &msg);
         let job = Job { request, msg, arrived, limit, reply, permit };
         let Some(key) = key else {
-            let inner = Arc::clone(inner);
-            self.0.runtime.spawn(async move { inner.run(job).await });
+            let ready = Ready::new(inner, arrived);
+            self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
             return;
         };
         match inner.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
-                let inner = Arc::clone(inner);
-                self.0.runtime.spawn(async move { inner.run_session(key, job).await });
+                let ready = Ready::new(inner, arrived);
+                self.0.runtime.spawn(async move {
+                    ready.inner.clone().run_session(key, job, ready).await;
+                });
             }
             Enqueued::Queued => {}
             Enqueued::Full(job) => {
@@ -276,23 +304,25 @@ impl Inner {
     }
 
     /// Runs the messages of one session until none is left.
-    async fn run_session(&self, key: u64, first: Job) {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            self.run(job).await;
+    async fn run_session(self: Arc<Self>, key: u64, first: Job, ready: Ready) {
+        let mut next = Some((first, ready));
+        while let Some((job, ready)) = next {
+            self.run(job, ready).await;
             // Handlers that never wait must not keep the thread for as long as their session sends.
             tokio::task::coop::consume_budget().await;
-            next = self.queues.next(key);
+            let job = self.queues.next(key);
+            next = job.map(|job| (job, Ready::new(&self, Instant::now())));
         }
     }
 
     /// Answers one request. Never panics, or its session would be stuck.
-    async fn run(&self, job: Job) {
+    async fn run(&self, job: Job, ready: Ready) {
         let Job { request, msg, arrived, limit, reply, permit } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, (arrived, limit)).await });
+        let times = (arrived, limit);
+        let serve = AssertUnwindSafe(async { self.serve(request, msg, times, ready).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
@@ -319,6 +349,7 @@ impl Inner {
         request: proto::Request,
         msg: proto::Msg,
         (arrived, limit): (Instant, Option<Duration>),
+        ready: Ready,
     ) -> Result<Bytes> {
         let timeout = metadata::request_timeout(&request.metadata)?;
         let timeout = timeout.unwrap_or(self.environment.request_timeout);
@@ -352,13 +383,15 @@ impl Inner {
         let finish = |data| if is_acknowledged { answer::ack() } else { data };
         let key = routes::key(&context.route)?;
         let call = (&context, msg.data);
-        self.within(deadline, self.routes.pipelines.call(side, key, handler, call, finish)).await
+        let call = self.routes.pipelines.call(side, key, handler, call, finish);
+        self.within(deadline, ready, call).await
     }
 
     /// Runs a handler, with what is around it, until its deadline, where it is dropped.
     async fn within(
         &self,
         deadline: Instant,
+        ready: Ready,
         call: impl Future<Output = Result<Bytes>>,
     ) -> Result<Bytes> {
         let expired = |counter| {
@@ -367,6 +400,7 @@ impl Inner {
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
         let permit = timeout_at(deadline, self.running.acquire()).await;
+        drop(ready);
         let Ok(_permit) = permit else { return Err(expired(Counter::Expired)) };
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));

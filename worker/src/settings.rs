@@ -68,6 +68,11 @@ fn limits_of(config: &Config, limits: Limits) -> Limits {
         window: given("pitaya.handler.queue.maxrequests", limits.window),
         session_waiting_max: given("pitaya.handler.queue.session", limits.session_waiting_max),
         running_max: given("pitaya.handler.concurrency", limits.running_max),
+        waiting_age_max: if config.is_set("pitaya.handler.queue.maxage") {
+            config.duration("pitaya.handler.queue.maxage")
+        } else {
+            limits.waiting_age_max
+        },
         ..limits
     }
 }

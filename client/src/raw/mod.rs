@@ -5,12 +5,15 @@
 //! Not for production: it copies each packet, and one thread serves one connection.
 
 mod received;
+mod stream;
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::{ClientConfig, ClientConnection};
 use shared::compression::Inflater;
 use shared::dictionary::Dictionary;
 use shared::handshake::{self, HandshakeResponse};
@@ -22,6 +25,8 @@ use crate::address::Transport;
 use crate::framing::{self, Framing, Received};
 use crate::upgrade::UpgradeRequest;
 
+use stream::Stream;
+
 pub use received::{Closed, OwnedMessage, OwnedPacket, RawError};
 
 /// Longest wait of the methods that take no deadline.
@@ -32,7 +37,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// One blocking connection.
 #[derive(Debug)]
 pub struct RawClient {
-    socket: TcpStream,
+    stream: Stream,
     framing: Framing,
     dictionary: Dictionary,
     inflater: Inflater,
@@ -54,7 +59,7 @@ impl RawClient {
     /// Opens a TCP connection and upgrades it at `path` (begins with `/`).
     pub fn connect_ws(server: impl ToSocketAddrs, path: &str) -> Result<Self, RawError> {
         let client = Self::connect_tcp(server)?;
-        let authority = client.socket.peer_addr()?.to_string();
+        let authority = client.socket().peer_addr()?.to_string();
         client.upgrade(&UpgradeRequest::new(&authority, path))
     }
 
@@ -71,7 +76,7 @@ impl RawClient {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(DEFAULT_TIMEOUT))?;
         Ok(Self {
-            socket,
+            stream: Stream::Plain(socket),
             framing: Framing::new(transport, packet::BODY_BYTES_MAX),
             dictionary: Dictionary::default(),
             inflater: Inflater::new(),
@@ -82,6 +87,19 @@ impl RawClient {
             last_id: 0,
             timeout: DEFAULT_TIMEOUT,
         })
+    }
+
+    /// Speaks TLS from here on, with a server whose certificate is for `name`; what was sent before, such as a PROXY
+    /// header, stays in front of it.
+    pub fn secure(mut self, config: Arc<ClientConfig>, name: &str) -> Result<Self, RawError> {
+        self.socket().set_read_timeout(Some(self.timeout))?;
+        self.stream = self.stream.secure(config, name)?;
+        Ok(self)
+    }
+
+    /// The TLS session, after [`Self::secure`], for what only tests do with one.
+    pub fn tls(&mut self) -> Option<&mut ClientConnection> {
+        self.stream.tls()
     }
 
     /// Turns a TCP connection into a WebSocket, with a request of the caller's choice; what was sent before, such as a
@@ -110,7 +128,7 @@ impl RawClient {
 
     /// The socket, for options and for reading or writing past everything here.
     pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        self.stream.socket()
     }
 
     /// The routes that both sides shorten, after a handshake; may be changed by a test.
@@ -196,7 +214,7 @@ impl RawClient {
 
     /// Writes bytes to the socket, below packets and frames.
     pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), RawError> {
-        Ok((&self.socket).write_all(bytes)?)
+        Ok(self.stream.write_all(bytes)?)
     }
 
     /// Next bytes of the socket, at least one, below packets and frames: for answers that are neither. What was read
@@ -213,9 +231,9 @@ impl RawClient {
         self.send_bytes(&out)
     }
 
-    /// Ends the own direction (FIN); reading goes on.
+    /// Ends the own direction (close_notify where there is TLS, and FIN); reading goes on.
     pub fn finish_writing(&mut self) -> Result<(), RawError> {
-        Ok(self.socket.shutdown(Shutdown::Write)?)
+        Ok(self.stream.finish_writing()?)
     }
 
     /// Sends a request and reads up to its response, error responses included. Heartbeats are skipped, pushes kept
@@ -377,7 +395,7 @@ impl RawClient {
         within: Duration,
         deadline: Instant,
     ) -> Result<usize, RawError> {
-        if let Some(closed @ (Closed::Finished | Closed::Reset)) = self.closed {
+        if let Some(closed @ (Closed::Finished | Closed::Cut | Closed::Reset)) = self.closed {
             return Err(RawError::Closed(closed, awaited));
         }
         loop {
@@ -385,8 +403,8 @@ impl RawClient {
             if left.is_zero() {
                 return Err(RawError::Timeout { awaited, within });
             }
-            self.socket.set_read_timeout(Some(left))?;
-            let end = match (&self.socket).read(&mut self.read_buffer) {
+            self.socket().set_read_timeout(Some(left))?;
+            let end = match self.stream.read(&mut self.read_buffer) {
                 Ok(0) => Closed::Finished,
                 Ok(read_bytes) => return Ok(read_bytes),
                 Err(error) => match error.kind() {
@@ -394,6 +412,7 @@ impl RawClient {
                     | io::ErrorKind::WouldBlock
                     | io::ErrorKind::TimedOut => continue,
                     io::ErrorKind::ConnectionReset => Closed::Reset,
+                    io::ErrorKind::UnexpectedEof => Closed::Cut,
                     _ => return Err(error.into()),
                 },
             };
@@ -413,7 +432,7 @@ impl RawClient {
             Received::Close { code } => *closed = Some(Closed::CloseFrame { code }),
         })?;
         // The server may be gone already when the answer to its ping or close is written.
-        let _ = (&self.socket).write_all(&out);
+        let _ = if out.is_empty() { Ok(()) } else { self.stream.write_all(&out) };
         Ok(())
     }
 }

@@ -54,6 +54,8 @@ pub enum Closed {
         /// Its status code.
         code: Option<u16>,
     },
+    /// FIN inside a TLS session, without its close_notify.
+    Cut,
     /// RST.
     Reset,
 }

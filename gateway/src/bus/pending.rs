@@ -214,8 +214,8 @@ impl PendingTable {
     }
 
     /// Every slot is busy, resting or on the free list, exactly once.
-    #[cfg(test)]
-    fn check_invariants(&self) {
+    #[cfg(any(test, feature = "simulation"))]
+    pub(crate) fn check_invariants(&self) {
         let mut is_free = vec![false; self.slots.len()];
         for index in self.free.rotating.iter().chain(&self.free.others) {
             assert!(!std::mem::replace(&mut is_free[*index as usize], true), "listed twice");

@@ -32,6 +32,8 @@ pub struct Waiting {
     pub is_notify: bool,
     /// The id of the server that the application's routing function chose.
     pub chosen: Option<Box<str>>,
+    /// How many stood before it when it came; set by [`Queue::push`].
+    pub place: u32,
 }
 
 /// What waits in one place.
@@ -39,17 +41,47 @@ pub struct Waiting {
 pub struct Queue {
     waiting: VecDeque<Waiting>,
     bytes: usize,
+    /// How long a place in the queue has lasted lately, µs; 0 before anything was known.
+    place_us: u64,
 }
 
 impl Queue {
-    /// Lets a request wait behind the others. Errors: `len_max` requests wait, or too many bytes; it is given back.
-    pub fn push(&mut self, waiting: Waiting, len_max: usize) -> Result<(), Waiting> {
-        if self.waiting.len() >= len_max || self.bytes + waiting.payload.len() > BYTES_MAX {
+    /// Lets a request wait behind the others. Errors: `len_max` requests wait, or too many bytes, or it would wait for
+    /// `age_max_us` or longer; it is given back.
+    pub fn push(
+        &mut self,
+        mut waiting: Waiting,
+        len_max: usize,
+        age_max_us: u64,
+    ) -> Result<(), Waiting> {
+        if self.waiting.len() >= len_max
+            || self.expected_us(waiting.arrived_us) >= age_max_us
+            || self.bytes + waiting.payload.len() > BYTES_MAX
+        {
             return Err(waiting);
         }
+        waiting.place = self.waiting.len() as u32;
         self.bytes += waiting.payload.len();
         self.waiting.push_back(waiting);
         Ok(())
+    }
+
+    /// How long one that comes now would wait, as far as the queue tells: as long as its places last, and no less than
+    /// the oldest has waited already. Nothing is known of an empty queue.
+    fn expected_us(&self, now_us: u64) -> u64 {
+        let Some(oldest) = self.waiting.front() else { return 0 };
+        let by_place_us = (self.waiting.len() as u64 + 1).saturating_mul(self.place_us);
+        now_us.saturating_sub(oldest.arrived_us).max(by_place_us)
+    }
+
+    /// The request whose turn it is; its wait tells how fast the queue moves.
+    pub fn release(&mut self, now_us: u64) -> Option<Waiting> {
+        let waiting = self.pop()?;
+        let waited_us = now_us.saturating_sub(waiting.arrived_us);
+        let place_us = waited_us / (u64::from(waiting.place) + 1);
+        self.place_us =
+            if self.place_us == 0 { place_us } else { self.place_us.midpoint(place_us) };
+        Some(waiting)
     }
 
     /// Takes a request back that was here before, to the front and beyond the bounds.
@@ -58,8 +90,7 @@ impl Queue {
         self.waiting.push_front(waiting);
     }
 
-    /// The request whose turn it is.
-    pub fn pop(&mut self) -> Option<Waiting> {
+    fn pop(&mut self) -> Option<Waiting> {
         let waiting = self.waiting.pop_front()?;
         self.bytes -= waiting.payload.len();
         Some(waiting)
@@ -77,6 +108,13 @@ impl Queue {
     pub fn append(&mut self, other: &mut Self) {
         self.bytes += std::mem::take(&mut other.bytes);
         self.waiting.append(&mut other.waiting);
+    }
+
+    /// Panics unless `bytes` is the sum of the payloads.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn check_invariants(&self) {
+        let bytes: usize = self.waiting.iter().map(|waiting| waiting.payload.len()).sum();
+        assert_eq!(self.bytes, bytes, "bytes of waiting requests");
     }
 
     /// How many wait.

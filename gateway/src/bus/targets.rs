@@ -86,6 +86,17 @@ pub struct TargetLimits {
     pub reactors: u32,
     /// Requests that wait for one server type, or for one server, at most.
     pub waiting_max: usize,
+    /// Expected wait from which on no more may wait, µs: an answer that comes when nobody wants it any more is work lost.
+    pub waiting_age_max_us: u64,
+}
+
+impl TargetLimits {
+    /// A reactor's part of a server's window.
+    fn window_of(&self, server: &Server) -> u32 {
+        let window = server.window().unwrap_or(self.window);
+        // Rounded up: a window of 1 on two reactors lets two requests through rather than none.
+        window.div_ceil(self.reactors.max(1)).max(1)
+    }
 }
 
 /// All targets of one bus.
@@ -158,7 +169,6 @@ impl Targets {
     }
 
     fn insert(&mut self, server: &Arc<Server>) -> u32 {
-        let window = server.window().unwrap_or(self.limits.window);
         let is_sticky = policy(&self.routing, &server.server_type) == Policy::Sticky;
         let key = self.slots.insert(Target {
             server: server.clone(),
@@ -166,8 +176,7 @@ impl Targets {
             identity: router::identity(&server.id),
             sticky_type: is_sticky.then(|| router::identity(&server.server_type)),
             in_flight: 0,
-            // Rounded up: a window of 1 on two reactors lets two requests through rather than none.
-            window: window.div_ceil(self.limits.reactors.max(1)).max(1),
+            window: self.limits.window_of(server),
             suspect_until_ms: 0,
             is_gone: false,
             queue: Queue::default(),
@@ -255,16 +264,21 @@ impl Targets {
     }
 
     /// Counts the end of a request to `key`; returns a request that can go now because of it.
-    pub fn end(&mut self, key: u32) -> Option<Waiting> {
+    pub fn end(&mut self, key: u32, now_us: u64) -> Option<Waiting> {
         let target = self.slots.get_mut(key as usize)?;
         debug_assert!(target.in_flight > 0, "more answers counted than requests");
         target.in_flight = target.in_flight.saturating_sub(1);
         let server = target.server.clone();
-        let own = target.queue.pop();
+        let own = target.queue.release(now_us);
         if target.is_gone && target.in_flight == 0 {
             self.slots.remove(key as usize);
         }
-        own.or_else(|| self.kinds.get_mut(server.server_type.as_str())?.queue.pop())
+        own.or_else(|| self.take_waiting(&server.server_type, now_us))
+    }
+
+    /// The request that has waited longest for any server of this type.
+    pub fn take_waiting(&mut self, server_type: &str, now_us: u64) -> Option<Waiting> {
+        self.kinds.get_mut(server_type)?.queue.release(now_us)
     }
 
     /// Leaves a server out for a while.
@@ -274,16 +288,24 @@ impl Targets {
         }
     }
 
-    /// Lets a request wait. Errors: the queue is full; the request is given back.
+    /// Takes over other limits. What waits already goes on waiting.
+    pub fn set_limits(&mut self, limits: TargetLimits) {
+        self.limits = limits;
+        for (_, target) in &mut self.slots {
+            target.window = limits.window_of(&target.server);
+        }
+    }
+
+    /// Lets a request wait. Errors: the queue is full, or stands still; the request is given back.
     pub fn wait(
         &mut self,
         server_type: &str,
         place: Place,
         waiting: Waiting,
     ) -> Result<(), Waiting> {
-        let limit = self.limits.waiting_max;
+        let TargetLimits { waiting_max, waiting_age_max_us, .. } = self.limits;
         match self.queue(server_type, place) {
-            Some(queue) => queue.push(waiting, limit),
+            Some(queue) => queue.push(waiting, waiting_max, waiting_age_max_us),
             None => Err(waiting),
         }
     }
@@ -317,7 +339,7 @@ impl Targets {
         for (server_type, kind) in kinds {
             let is_sendable = !kind.queue.is_empty()
                 && matches!(pick(slots, kind, &anybody, chooser, now_ms), Choice::Target(_));
-            if is_sendable && let Some(waiting) = kind.queue.pop() {
+            if is_sendable && let Some(waiting) = kind.queue.release(now_ms * 1_000) {
                 return Some((server_type.clone(), waiting));
             }
         }
@@ -325,7 +347,7 @@ impl Targets {
         let mut waited_for =
             slots.iter_mut().map(|(_, target)| target).filter(|target| !target.queue.is_empty());
         let target = waited_for.find(|target| has_room(target))?;
-        Some((target.server.server_type.as_str().into(), target.queue.pop()?))
+        Some((target.server.server_type.as_str().into(), target.queue.release(now_ms * 1_000)?))
     }
 
     fn queues(&mut self) -> impl Iterator<Item = &mut Queue> {
@@ -337,6 +359,23 @@ impl Targets {
     pub fn waiting_len(&self) -> usize {
         let of_kinds: usize = self.kinds.values().map(|kind| kind.queue.len()).sum();
         of_kinds + self.slots.iter().map(|(_, target)| target.queue.len()).sum::<usize>()
+    }
+
+    /// Panics unless what is in flight to each target is what `pending` requests name it, within its window, and what
+    /// waits is within its bounds.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn check_invariants(&self, pending: &std::collections::BTreeMap<u32, u32>) {
+        for (key, target) in &self.slots {
+            let named = pending.get(&(key as u32)).copied().unwrap_or(0);
+            assert_eq!(target.in_flight, named, "in flight to {}", target.server.id);
+            assert!(target.in_flight <= target.window, "{} is over its window", target.server.id);
+            assert!(!target.is_gone || target.in_flight > 0, "{} stays", target.server.id);
+        }
+        assert!(pending.keys().all(|key| self.slots.contains(*key as usize)), "asked nobody");
+        let of_targets = self.slots.iter().map(|(_, target)| &target.queue);
+        for queue in self.kinds.values().map(|kind| &kind.queue).chain(of_targets) {
+            queue.check_invariants();
+        }
     }
 
     /// Follows connections to other places.
@@ -433,6 +472,10 @@ struct Chooser {
 }
 
 #[cfg(test)]
+#[path = "overload_tests.rs"]
+mod overload_tests;
+
+#[cfg(test)]
 mod tests {
     use shared::server::METADATA_WINDOW;
 
@@ -468,7 +511,12 @@ mod tests {
     }
 
     fn targets(policy: Policy, servers: &[Arc<Server>]) -> Targets {
-        let limits = TargetLimits { window: 25, reactors: 1, waiting_max: 10 };
+        let limits = TargetLimits {
+            window: 25,
+            reactors: 1,
+            waiting_max: 10,
+            waiting_age_max_us: 1_000_000,
+        };
         let mut targets = Targets::new(limits, Arc::new(Routing::new(policy)));
         targets.update(&ServerTable::new(servers.iter().cloned(), 1));
         targets
@@ -485,6 +533,7 @@ mod tests {
             deadline_ms: 100,
             is_notify: false,
             chosen: chosen.map(Into::into),
+            place: 0,
         }
     }
 
@@ -505,7 +554,7 @@ mod tests {
         }
         assert_eq!(choice(&mut targets, "room", ""), BUSY);
         // What was under way to the earlier process still ends, and is not counted for the present one.
-        targets.end(first);
+        targets.end(first, 0);
         assert!(targets.find(first).is_none());
         assert_eq!(choice(&mut targets, "room", ""), BUSY);
         targets.update(&ServerTable::new([server("chat", 2)], 4));
@@ -571,7 +620,7 @@ mod tests {
         assert!(others.iter().any(|choice| matches!(choice, Choice::Target(key) if *key != own)));
         assert!(others.iter().all(|choice| *choice != BUSY && *choice != Choice::Target(own)));
         assert_eq!(targets.waiting_len(), 1);
-        assert_eq!(targets.end(own).unwrap().message_id, 1);
+        assert_eq!(targets.end(own, 0).unwrap().message_id, 1);
         assert_eq!(choice(&mut targets, "room", "alice"), Choice::Target(own));
     }
 
@@ -588,7 +637,7 @@ mod tests {
         let (server_type, next) = targets.next_waiting(0).unwrap();
         assert_eq!((&*server_type, next.message_id), ("room", 1));
         assert!(matches!(choice(&mut targets, "room", "alice"), Choice::Target(key) if key != own));
-        assert!(targets.end(own).is_none() && targets.find(own).is_none());
+        assert!(targets.end(own, 0).is_none() && targets.find(own).is_none());
     }
 
     #[test]

@@ -5,12 +5,15 @@
 //! and stops them in the opposite one. It never sees a player's message.
 
 pub mod connector;
+mod edge;
 pub mod plan;
+pub mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryError};
+use shared::config::Change;
 use shared::server::{METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,6 +24,7 @@ use crate::meter::Meters;
 use crate::reactor::Report;
 use connector::Connector;
 use plan::{ClusterPlan, Plan};
+use upkeep::{Reloaded, Upkeep};
 
 /// How long a full mailbox is waited for before it is tried again.
 const MAILBOX_RETRY: Duration = Duration::from_millis(10);
@@ -43,6 +47,11 @@ pub enum Command {
         /// How many connections moved.
         done: oneshot::Sender<usize>,
     },
+    /// Read the configuration again; answered with what has changed.
+    Reload {
+        /// What became of it.
+        done: oneshot::Sender<Reloaded>,
+    },
     /// End: finish what runs, close, leave the cluster.
     Stop,
 }
@@ -55,6 +64,7 @@ pub struct Control {
     commands: mpsc::Receiver<Command>,
     readiness: Arc<Readiness>,
     meters: Meters,
+    upkeep: Upkeep,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
@@ -87,6 +97,7 @@ impl Control {
         commands: mpsc::Receiver<Command>,
         readiness: Arc<Readiness>,
         meters: Meters,
+        upkeep: Upkeep,
     ) -> Self {
         let connector = plan
             .cluster
@@ -99,6 +110,7 @@ impl Control {
             commands,
             readiness,
             meters,
+            upkeep,
             connector,
             discovery: None,
             tables: None,
@@ -192,6 +204,7 @@ impl Control {
             },
             command = self.commands.recv() => match command {
                 Some(Command::Move { .. }) => {}
+                Some(Command::Reload { done }) => self.reload(done).await,
                 Some(Command::Stop) | None => return Err(ControlError::Stopped),
             },
         }
@@ -206,11 +219,17 @@ impl Control {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
                 // An etcd that is gone changes no table, so nothing else would tell.
-                _ = look.tick() => {}
+                _ = look.tick() => self.upkeep.look_at_memory(),
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
+                    Some(Command::Reload { done }) => self.reload(done).await,
                     Some(Command::Stop) | None => break,
                 },
+                bans = self.upkeep.bans_changed() => {
+                    for mailbox in self.mailboxes.iter() {
+                        post(mailbox, Mail::Bans(bans.clone())).await;
+                    }
+                }
                 report = self.reports.recv() => match report {
                     Some(report) => self.handle_report(report),
                     None => break,
@@ -222,6 +241,36 @@ impl Control {
             }
         }
         self.stop().await;
+    }
+
+    /// Reads the configuration again and tells the reactors, or tells what is wrong with it.
+    async fn reload(&mut self, done: oneshot::Sender<Reloaded>) {
+        let outcome = match self.upkeep.reload() {
+            Ok((rules, renewal)) => {
+                for mailbox in self.mailboxes.iter() {
+                    post(mailbox, Mail::Rules(rules.clone())).await;
+                }
+                for change in &renewal.changed {
+                    let Change { key, before, after } = change;
+                    tracing::info!(key, before, after, "changed");
+                }
+                for change in &renewal.needs_restart {
+                    let Change { key, before, after } = change;
+                    tracing::warn!(key, before, after, "takes effect at the next start");
+                }
+                tracing::info!("the configuration was read again");
+                Ok(renewal)
+            }
+            Err(mistakes) => {
+                for mistake in &mistakes {
+                    tracing::error!("{mistake}");
+                }
+                tracing::error!("the configuration is wrong; nothing has changed");
+                Err(mistakes)
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = done.send(outcome);
     }
 
     /// Ends reactors that never served.

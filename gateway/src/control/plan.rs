@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::AgentRules;
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::Config;
+use shared::config::{Config, Sources};
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
@@ -22,17 +22,20 @@ use shared::router::Policy;
 use shared::routing::{Routing, Rule};
 use shared::server::Server;
 use shared::websocket::frame::FrameLimits;
-use shared::websocket::upgrade::{OriginPolicy, UpgradeLimits};
+use shared::websocket::upgrade::UpgradeLimits;
 
 use super::connector::NatsPlan;
+use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
-use crate::listener;
+use crate::limits::LimitRules;
+use crate::listener::{self, Service};
+use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -46,10 +49,8 @@ pub struct Plan {
     pub is_pinned: bool,
     /// Which driver.
     pub driver: Kind,
-    /// Where TCP clients are served.
-    pub tcp: Vec<SocketAddr>,
-    /// Where WebSocket clients are served.
-    pub ws: Vec<SocketAddr>,
+    /// Where clients are served, and what is spoken there.
+    pub ports: Vec<(SocketAddr, Service)>,
     /// Where health and metrics are served.
     pub admin: Vec<SocketAddr>,
     /// Labels of the metrics.
@@ -58,6 +59,12 @@ pub struct Plan {
     pub cluster: Option<ClusterPlan>,
     /// The application of standalone mode.
     pub application: Option<worker::App>,
+    /// What all this was worked out from.
+    pub config: Config,
+    /// Where to read it again from; none when it was made by a program.
+    pub sources: Option<Sources>,
+    /// The log whose level a reload changes.
+    pub log: Option<LogLevel>,
 }
 
 /// NATS and etcd.
@@ -90,14 +97,7 @@ impl Plan {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let tcp = addresses(config, "pitaya.gateway.tcp", &mut mistakes);
-        let ws = addresses(config, "pitaya.gateway.ws", &mut mistakes);
-        if tcp.is_empty() && ws.is_empty() {
-            mistakes.push(
-                "pitaya.gateway.tcp and pitaya.gateway.ws are both empty; nobody could connect"
-                    .into(),
-            );
-        }
+        let ports = edge::ports(config, &mut mistakes);
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
         let routing = config.routing(Policy::LeastInFlight);
         let routing = match &application {
@@ -122,12 +122,14 @@ impl Plan {
                 reactors,
                 is_pinned,
                 driver,
-                tcp,
-                ws,
+                ports,
                 admin,
                 metrics,
                 cluster,
                 application,
+                config: config.clone(),
+                sources: None,
+                log: None,
             }),
             _ => Err(mistakes),
         }
@@ -148,7 +150,7 @@ impl Plan {
     }
 }
 
-fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
+pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
     let texts = config.list(key);
     let mut found = Vec::new();
     for text in &texts {
@@ -176,7 +178,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
-fn rules(
+pub(super) fn rules(
     config: &Config,
     (reactors, routing): (usize, Routing),
     local_type: Option<String>,
@@ -204,11 +206,12 @@ fn rules(
         wire: WireLimits {
             packet_bytes_max,
             upgrade: UpgradeLimits {
-                origins: OriginPolicy::Any,
+                origins: edge::origins(config),
                 serves_pages: is_demo,
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,
@@ -224,10 +227,16 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
+        tls: edge::tls(config, mistakes),
+        proxies: edge::proxies(config, mistakes),
+        told_address: edge::told_address(config),
         pages: is_demo.then(Pages::demo),
     })
 }

@@ -14,6 +14,8 @@
 mod backoff;
 mod buffers;
 mod epoll;
+#[cfg(feature = "simulation")]
+pub mod memory;
 mod pending;
 mod slots;
 mod socket;
@@ -197,6 +199,9 @@ pub enum Driver {
     Uring(Box<Uring>),
     /// Over a selector.
     Epoll(Box<Epoll>),
+    /// Over a network in memory.
+    #[cfg(feature = "simulation")]
+    Memory(Box<memory::Memory>),
 }
 
 /// Calls the same method of whichever driver it is.
@@ -206,6 +211,8 @@ macro_rules! delegate {
             #[cfg(target_os = "linux")]
             Driver::Uring($it) => $call,
             Driver::Epoll($it) => $call,
+            #[cfg(feature = "simulation")]
+            Driver::Memory($it) => $call,
         }
     };
 }

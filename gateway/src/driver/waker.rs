@@ -29,6 +29,9 @@ enum Bell {
     Counter(std::os::fd::OwnedFd),
     /// A selector has its own.
     Selector(mio::Waker),
+    /// A driver in memory looks at the flag.
+    #[cfg(feature = "simulation")]
+    Silent,
 }
 
 impl Waker {
@@ -42,6 +45,18 @@ impl Waker {
         use rustix::event::{EventfdFlags, eventfd};
         let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self::new(Bell::Counter(counter)))
+    }
+
+    /// A waker for a driver that never sleeps.
+    #[cfg(feature = "simulation")]
+    pub(super) fn silent() -> Self {
+        Self::new(Bell::Silent)
+    }
+
+    /// Whether somebody woke since the last `take`.
+    #[cfg(feature = "simulation")]
+    pub(super) fn is_rung(&self) -> bool {
+        self.shared.is_pending.load(Ordering::Acquire)
     }
 
     fn new(bell: Bell) -> Self {
@@ -75,6 +90,8 @@ impl Waker {
         match &self.shared.bell {
             Bell::Counter(counter) => Some(counter.as_fd()),
             Bell::Selector(_) => None,
+            #[cfg(feature = "simulation")]
+            Bell::Silent => None,
         }
     }
 }
@@ -90,6 +107,8 @@ impl Bell {
                 Ok(())
             }
             Bell::Selector(waker) => waker.wake(),
+            #[cfg(feature = "simulation")]
+            Bell::Silent => Ok(()),
         }
     }
 }

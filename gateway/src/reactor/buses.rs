@@ -78,12 +78,17 @@ impl Reactor {
         }
     }
 
-    /// A socket that was asked for.
+    /// A socket that was asked for. It closes again when nobody is without one: a bus that is on its way to another
+    /// reactor asks there.
     pub(super) fn handle_bus_connected(&mut self, socket: OwnedFd, server: NatsServer) {
-        let waiting = self.buses.iter_mut().find(|(_, bus)| {
-            matches!(bus.state.readiness, Readiness::Down { .. }) && bus.link.is_some()
+        let waiting = self.bus_numbers().into_iter().find(|number| {
+            let is_down = self.buses.get(*number).is_some_and(|bus| {
+                bus.link.is_some() && matches!(bus.state.readiness, Readiness::Down { .. })
+            });
+            is_down && !self.is_bus_leaving(*number)
         });
-        let Some((number, bus)) = waiting else { return };
+        let Some(number) = waiting else { return };
+        let Some(bus) = self.buses.get_mut(number) else { return };
         match self.driver.attach(socket) {
             Ok(token) => {
                 if let Some(link) = &mut bus.link {
@@ -254,6 +259,38 @@ impl Reactor {
         self.ask_for_bus(number);
     }
 
+    /// Gives up buses that came with a move and that nobody uses any more; otherwise each move would cost the cluster a
+    /// connection for good. The one that carries the subscriptions of the process stays.
+    pub(super) fn retire_buses(&mut self) {
+        if self.buses.len() < 2 || self.moving.is_some() {
+            return;
+        }
+        let mut is_used = vec![false; self.buses.capacity()];
+        for connection in self.connections.slice(0, 1) {
+            if let Some(is_used) = is_used.get_mut(connection.client.bus) {
+                *is_used = true;
+            }
+        }
+        for number in self.bus_numbers() {
+            let Some(Bus { link: Some(link), state }) = self.buses.get_mut(number) else {
+                continue;
+            };
+            let is_needed = number == self.home
+                || state.is_primary
+                || is_used.get(number).copied().unwrap_or(true)
+                || !state.pending.is_empty()
+                || state.targets.waiting_len() > 0;
+            if is_needed {
+                continue;
+            }
+            if let Some(token) = link.disconnect() {
+                self.driver.close(token);
+                self.connections.remove(token);
+            }
+            self.buses.remove(number);
+        }
+    }
+
     pub(super) fn flush_buses(&mut self) {
         for number in 0..self.buses.capacity() {
             if self.is_bus_leaving(number) {
@@ -316,7 +353,7 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
         // What waited for room goes on waiting: for the bus now, until its own deadline.
         if let Some(server) =
             turn.bus.targets.find(pending.target).map(|target| target.server.clone())
-            && let Some(waiting) = turn.bus.targets.end(pending.target)
+            && let Some(waiting) = turn.bus.targets.end(pending.target, turn.core.now_us)
         {
             turn.bus.targets.wait_again(&server.server_type, Place::Type, waiting);
         }

@@ -6,10 +6,10 @@
 use bytes::Bytes;
 use proto::wire::RequestView;
 use shared::close::CloseReason;
-use shared::metrics::CoreCounter;
+use shared::metrics::{CoreCounter, LimitLabel};
 use shared::session::SessionId;
 
-use super::Reactor;
+use super::{Reactor, pressure};
 use crate::bus::ReplyTo;
 use crate::calls;
 use crate::connection::Connection;
@@ -100,7 +100,15 @@ impl Reactor {
         calls::unbind(connection, &mut bus.state, &self.core.directory);
         connection.client.begin_close(reason, &mut self.core.put(&self.rules));
         self.core.meter.closed(reason);
-        connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+        if reason == CloseReason::OutboxLimit {
+            self.core.meter.limited(LimitLabel::Outbox);
+        }
+        if let Some(tls) = &mut connection.entrance.tls {
+            tls.ask_finish();
+        }
+        // It is ending already, and one reason has to do.
+        let _ = connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+        pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         self.closings.push(token);
         self.poll_closing(token);
     }
@@ -111,8 +119,8 @@ impl Reactor {
         if connection.client.freezing.is_some() {
             return;
         }
-        let client = &mut connection.client;
-        match client.ending.poll(client.outbox.is_empty(), self.core.now_ms) {
+        let is_sent = connection.is_sent();
+        match connection.client.ending.poll(is_sent, self.core.now_ms) {
             CloseStep::Wait => {}
             CloseStep::ShutdownWrite => self.driver.shutdown_write(token),
             CloseStep::Close => self.close(token),
@@ -133,6 +141,10 @@ impl Reactor {
     pub(super) fn close(&mut self, token: Token) {
         if let Some(Occupant::Client(mut connection)) = self.connections.remove(token) {
             self.driver.close(token);
+            pressure::forget(&mut connection, &mut self.core);
+            if connection.entrance.is_handshaking() {
+                self.core.tls_handshakes.end();
+            }
             connection.client.outbox.release(&mut self.core.pool);
             self.core.directory.closed();
         }

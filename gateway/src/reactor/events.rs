@@ -2,21 +2,24 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shared::close::CloseReason;
 use shared::metrics::CoreCounter;
-use shared::session::{IpVersion, Session};
+use shared::session::{IpVersion, Session, ToldAddress};
 
-use super::Reactor;
+use super::admission::Refused;
+use super::intake::take_in_guarded;
+use super::{Reactor, pressure};
 use crate::connection::{Connection, Origin};
 use crate::connections::Occupant;
 use crate::directory::Place;
 use crate::driver::{Buffer, Event, Token};
-use crate::forward;
+use crate::entrance::Entrance;
+use crate::listener::{Security, Service};
 use crate::outbox::Sent;
+use crate::tls::TlsSession;
 use crate::turn::Turn;
-use crate::wire::{Found, Protocol, Wire};
+use crate::wire::Wire;
 
 impl Reactor {
     pub(super) fn handle_event(&mut self, event: Event) {
@@ -35,37 +38,72 @@ impl Reactor {
         }
     }
 
-    fn handle_accepted(&mut self, listener: Token, socket: OwnedFd) {
-        let Some(Occupant::Listener(protocol)) = self.connections.occupant(listener) else {
-            return;
+    /// Takes a connection in, unless its address has no place for it.
+    pub(super) fn admit(&mut self, service: Service, socket: OwnedFd) -> Result<(), Refused> {
+        let failed =
+            |error: io::Error| Refused { reason: CloseReason::IoError, cause: error.to_string() };
+        let peer = peer_of(&socket).map_err(failed)?;
+        let seat = if self.rules.proxies.may_name_client(peer.ip(), service.protocol) {
+            None
+        } else {
+            let seat = self.core.seat(peer.ip(), &self.rules);
+            Some(seat.map_err(|reason| Refused::of(peer.ip(), reason))?)
         };
-        let protocol = *protocol;
-        self.core.meter.count(CoreCounter::Accepted);
-        if !self.core.directory.open(self.rules.connections_max) {
-            self.core.meter.closed(CloseReason::Overload);
-            self.end_log
-                .refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
-            return;
+        let tls = self.tls_session(service.security).map_err(failed)?;
+        let token = self.driver.attach(socket).map_err(failed)?;
+        let id = self.core.directory.next_session();
+        let mut session = Session::new(id, IpVersion::from(peer.ip()));
+        if self.rules.told_address != ToldAddress::Version {
+            session.set_address(peer.ip(), self.rules.told_address);
         }
-        if let Err(error) = self.admit(protocol, socket) {
-            self.core.directory.closed();
-            self.core.meter.closed(CloseReason::IoError);
-            self.end_log.refused(self.core.now_ms, &error.to_string());
+        let expects_header = self.rules.proxies.expects_header;
+        let is_trusted = !expects_header || self.rules.proxies.trusted.contains(peer.ip());
+        let entrance = Entrance::new(expects_header, tls);
+        let is_handshaking = entrance.is_handshaking();
+        let origin = Origin { peer, entrance, bus: self.home };
+        let wire = Wire::new(service.protocol);
+        let mut connection =
+            Connection::new(token, wire, session, origin, &self.rules.agent, self.core.now_ms);
+        connection.client.seats.address = seat;
+        self.connections.insert(token, Occupant::Client(Box::new(connection)));
+        self.core.directory.place(id, Place { reactor: self.core.reactor, token });
+        if is_handshaking {
+            self.core.tls_handshakes.begin(token);
+            self.limit_handshakes();
+        }
+        if !is_trusted {
+            // Whatever it would write there, it would be its own invention.
+            self.end(token, CloseReason::ProxyHeader);
+        }
+        Ok(())
+    }
+
+    fn tls_session(&self, security: Security) -> io::Result<Option<Box<TlsSession>>> {
+        match (security, &self.rules.tls) {
+            (Security::Plain, _) => Ok(None),
+            (Security::Tls, Some(tls)) => {
+                let session = TlsSession::new(tls.certificates.current());
+                session.map(Box::new).map(Some).map_err(io::Error::other)
+            }
+            // A port with TLS is opened only with a certificate.
+            (Security::Tls, None) => Err(io::Error::other("there is no certificate")),
         }
     }
 
-    fn admit(&mut self, protocol: Protocol, socket: OwnedFd) -> io::Result<()> {
-        let peer = peer_of(&socket)?;
-        let token = self.driver.attach(socket)?;
-        let id = self.core.directory.next_session();
-        let session = Session::new(id, IpVersion::from(peer.ip()));
-        let origin = Origin { peer, bus: self.home };
-        let wire = Wire::new(protocol);
-        let connection =
-            Connection::new(token, wire, session, &origin, &self.rules.agent, self.core.now_ms);
-        self.connections.insert(token, Occupant::Client(Box::new(connection)));
-        self.core.directory.place(id, Place { reactor: self.core.reactor, token });
-        Ok(())
+    /// Ends the oldest TLS handshake when there is one too many.
+    fn limit_handshakes(&mut self) {
+        let Some(tls) = &self.rules.tls else { return };
+        let handshakes_max = tls.handshakes_max;
+        let connections = &mut self.connections;
+        let excess = self.core.tls_handshakes.excess(handshakes_max, |token| {
+            connections.at(token).is_some_and(|connection| connection.entrance.is_handshaking())
+        });
+        let Some(token) = excess else { return };
+        self.core.tls_handshakes.end();
+        if let Some(tls) = self.connections.at(token).and_then(|it| it.entrance.tls.as_mut()) {
+            tls.give_up();
+        }
+        self.end(token, CloseReason::Overload);
     }
 
     fn handle_accept_failed(&mut self, error: &io::Error) {
@@ -96,6 +134,7 @@ impl Reactor {
             bus: &mut bus.state,
         };
         let outcome = take_in_guarded(connection, bytes, &mut turn);
+        pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         if let Err(reason) = outcome {
             self.end(token, reason);
         }
@@ -128,11 +167,15 @@ impl Reactor {
                     remainder.extend_from_slice(unsent);
                     return;
                 }
-                let sent = Sent { buffer, bytes, now_ms: self.core.now_ms };
-                let client = &mut connection.client;
-                client.outbox.handle_sent(token, &mut self.driver, &mut self.core.pool, sent);
-                if client.ending.closing().is_some() {
+                let sent = Sent { buffer, bytes };
+                let core = &mut self.core;
+                let outcome =
+                    connection.handle_sent(sent, &mut self.driver, &mut core.pool, core.now_ms);
+                pressure::follow(connection, &self.rules, core, &mut self.driver);
+                if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
+                } else if let Err(reason) = outcome {
+                    self.end(token, reason);
                 }
             }
             Some(Occupant::Bus(bus)) => {
@@ -149,12 +192,13 @@ impl Reactor {
             Some(Occupant::Client(connection)) if connection.client.freezing.is_some() => {}
             Some(Occupant::Client(connection)) => {
                 connection.client.ending.handle_peer_done();
+                let reason = connection.entrance.reason_of_end();
                 if error.is_some() {
                     self.handle_broken(token);
                 } else if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 } else {
-                    self.end(token, CloseReason::PeerClosed);
+                    self.end(token, reason);
                 }
             }
             Some(Occupant::Bus(bus)) => {
@@ -175,60 +219,6 @@ impl Reactor {
             self.end(token, CloseReason::IoError);
         }
     }
-}
-
-/// A defect that one client's bytes bring out ends that client, not the core and everybody on it.
-fn take_in_guarded(
-    connection: &mut Connection,
-    bytes: &mut [u8],
-    turn: &mut Turn<'_>,
-) -> Result<(), CloseReason> {
-    catch_unwind(AssertUnwindSafe(|| take_in(connection, bytes, turn)))
-        .unwrap_or(Err(CloseReason::Internal))
-}
-
-/// One client's bytes, through its wire, into whatever they ask for.
-fn take_in(
-    connection: &mut Connection,
-    bytes: &mut [u8],
-    turn: &mut Turn<'_>,
-) -> Result<(), CloseReason> {
-    let Connection { token, wire, client, .. } = connection;
-    let token = *token;
-    if client.ending.is_asked() {
-        return Ok(());
-    }
-    if client.freezing.is_some() {
-        wire.keep(bytes);
-        return Ok(());
-    }
-    let rules = turn.rules;
-    wire.handle_bytes(bytes, &rules.wire, &mut |found| match found {
-        Found::Packet(packet) => forward::handle_packet(token, client, packet, turn),
-        Found::Upgraded(answer) => {
-            let outcome = client.put_raw(answer, &mut turn.core.put(rules));
-            client.is_web_socket = true;
-            turn.core.settle(token, client, Ok(()));
-            outcome
-        }
-        Found::Answer(answer) => {
-            let outcome = client.put_raw(answer, &mut turn.core.put(rules));
-            turn.core.settle(token, client, Ok(()));
-            outcome
-        }
-        Found::Farewell(answer, reason) => {
-            client.put_raw(answer, &mut turn.core.put(rules))?;
-            turn.core.settle(token, client, Ok(()));
-            Err(reason)
-        }
-        Found::Page(path) => {
-            if let Some(pages) = &rules.pages {
-                client.put_raw(&pages.answer(path), &mut turn.core.put(rules))?;
-                turn.core.settle(token, client, Ok(()));
-            }
-            Err(CloseReason::PeerClosed)
-        }
-    })
 }
 
 fn peer_of(socket: &impl AsFd) -> io::Result<std::net::SocketAddr> {

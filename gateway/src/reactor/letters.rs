@@ -31,11 +31,21 @@ impl Reactor {
                 }
                 self.servers = Some(table);
             }
+            Mail::Rules(rules) => {
+                for bus in self.bus_numbers() {
+                    self.with_bus(bus, |_, turn| turn.bus.targets.set_limits(rules.targets));
+                }
+                self.rules = rules;
+            }
+            Mail::Bans(bans) => {
+                self.core.bans = bans;
+                self.kick_banned();
+            }
             Mail::Listen(listeners) => {
                 for listener in listeners {
                     match self.driver.listen(listener.socket) {
                         Ok(token) => {
-                            self.connections.insert(token, Occupant::Listener(listener.protocol));
+                            self.connections.insert(token, Occupant::Listener(listener.service));
                         }
                         Err(error) => tracing::error!(%error, "cannot listen"),
                     }

@@ -1,14 +1,20 @@
 //! The reactor: one pinned thread with its driver, its connections and its bus.
 //!
 //! A turn is: wait, handle every event and letter, then settle — ends, calls, one send a socket. What is where: events
-//! of sockets in events.rs, the bus's socket in buses.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
-//! connections in endings.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
+//! of sockets in events.rs, clients' bytes in intake.rs, who is let in in admission.rs, the bus's socket in buses.rs,
+//! letters in letters.rs, the coarse tick in ticks.rs, ends of connections in endings.rs, slow clients and memory in
+//! pressure.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
 
+mod admission;
 mod buses;
 mod endings;
 mod events;
+mod intake;
 mod letters;
 mod moving;
+mod pressure;
+#[cfg(feature = "simulation")]
+pub mod stepping;
 mod ticks;
 
 use std::sync::Arc;
@@ -27,10 +33,12 @@ use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::directory::Directory;
 use crate::driver::{Chosen, Driver, DriverError, Kind, Options, Token};
+use crate::limits::Limits;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
 use crate::rules::Rules;
+use crate::tls::Handshakes;
 use crate::turn::{Codec, Core, Turn};
 
 use endings::EndLog;
@@ -95,6 +103,8 @@ pub struct Setup {
     pub rules: Arc<Rules>,
     /// Sessions and uids of the process.
     pub directory: Arc<Directory>,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
     /// The process's clock.
     pub clock: Clock,
     /// Which bus.
@@ -127,6 +137,10 @@ pub struct Reactor {
     ticks: usize,
     /// Unsent bytes of each slice of connections, as the last sweep found them.
     outbox_bytes: [usize; ticks::SLICES],
+    /// Whether the listeners rest until a limit has room again.
+    is_accepting_paused: bool,
+    /// When clients may be shed again.
+    next_shed_ms: u64,
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -187,7 +201,10 @@ impl Reactor {
         let core = Core {
             reactor: setup.reactor,
             directory: setup.directory,
+            limits: setup.limits,
+            bans: Arc::default(),
             mailboxes,
+            buffered_bytes: 0,
             pool: BufferPool::default(),
             meter: setup.meter,
             now_ms: now.ms,
@@ -204,6 +221,8 @@ impl Reactor {
             replaced: Vec::new(),
             calls: Vec::new(),
             scratch: Vec::new(),
+            opened: Vec::new(),
+            tls_handshakes: Handshakes::default(),
         };
         let mut reactor = Self {
             rules: setup.rules,
@@ -221,6 +240,8 @@ impl Reactor {
             next_tick_ms: now.ms,
             ticks: 0,
             outbox_bytes: [0; ticks::SLICES],
+            is_accepting_paused: false,
+            next_shed_ms: 0,
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,
@@ -278,10 +299,16 @@ impl Reactor {
         let mut dirty = std::mem::take(&mut self.core.dirty);
         for token in dirty.drain(..) {
             if let Some(connection) = self.connections.at(token) {
-                connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                let outcome =
+                    connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
+                if let Err(reason) = outcome {
+                    self.end(token, reason);
+                }
             }
         }
         self.core.dirty = dirty;
+        self.relieve();
     }
 
     /// Splits the reactor so that a handler can act on one connection.

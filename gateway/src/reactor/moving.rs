@@ -12,7 +12,7 @@ use proto::wire::RequestView;
 use shared::close::CloseReason;
 use shared::session::SessionId;
 
-use super::{Reactor, Report};
+use super::{Reactor, Report, pressure};
 use crate::bus::local::LocalBus;
 use crate::bus::{Bus, Carrier, Readiness};
 use crate::calls;
@@ -154,8 +154,12 @@ impl Reactor {
         let occupant = self.connections.remove(token);
         let Some(moving) = &mut self.moving else { return };
         match occupant {
-            Some(Occupant::Client(connection)) => {
+            Some(Occupant::Client(mut connection)) => {
+                pressure::forget(&mut connection, &mut self.core);
                 moving.waiting -= 1;
+                if connection.entrance.is_handshaking() {
+                    self.core.tls_handshakes.end();
+                }
                 moving.connections.push((Connection::freeze(*connection, now_ms), socket));
             }
             Some(Occupant::Bus(bus)) => {
@@ -230,25 +234,33 @@ impl Reactor {
         let ReactorState { buses, connections, letters } = state;
         let mut numbers = HashMap::with_capacity(buses.len());
         let mut sockets = Vec::with_capacity(buses.len());
-        for BusParcel { number, bus, socket } in buses {
+        for BusParcel { number, mut bus, socket } in buses {
+            // While it was on its way it has missed letters about servers.
+            if let Some(table) = &self.servers {
+                bus.state.targets.update(table);
+            }
             let now = self.buses.insert(bus);
             numbers.insert(number, now);
             sockets.push((now, socket));
         }
         let mut tokens = HashMap::with_capacity(connections.len());
+        let mut adopted = Vec::with_capacity(connections.len());
         for (connection, socket) in connections {
             let Some(bus) = numbers.get(&connection.bus).copied() else { continue };
             if let Some((before, now)) = self.resume(connection, socket, bus) {
                 tokens.insert(before, now);
+                adopted.push(now);
             }
         }
+        let buses: Vec<usize> = sockets.iter().map(|(number, _)| *number).collect();
         for (number, socket) in sockets {
             self.resume_bus(number, socket, &tokens);
         }
-        for token in tokens.into_values() {
+        // In the order of the parcel, so that a run can be repeated.
+        for token in adopted {
             self.handle_bytes(token, &mut []);
         }
-        for number in numbers.into_values() {
+        for number in buses {
             self.handle_held(number);
         }
         for mail in letters {
@@ -272,6 +284,9 @@ impl Reactor {
         };
         let is_closing = state.closing.is_some();
         let connection = Connection::resume(state, token, bus, &self.rules, self.core.now_ms);
+        if connection.entrance.is_handshaking() {
+            self.core.tls_handshakes.begin(token);
+        }
         self.connections.insert(token, Occupant::Client(Box::new(connection)));
         self.core.directory.place(session, Place { reactor: self.core.reactor, token });
         self.core.dirty.push(token);

@@ -28,13 +28,19 @@ impl Reactor {
         self.ticks = self.ticks.wrapping_add(1);
         self.sweep_connections();
         for bus in self.bus_numbers() {
+            // Its clients may be in the parcel already: whoever takes them over tells them what has become overdue.
+            if self.is_bus_leaving(bus) {
+                continue;
+            }
             self.with_bus(bus, sweep_requests);
             self.tick_link(bus);
         }
         self.poll_closings();
+        self.tick_accepting();
         self.tick_stop();
         if self.ticks.is_multiple_of(LEVEL_TICKS) {
             self.publish_levels();
+            self.retire_buses();
         }
     }
 
@@ -44,6 +50,7 @@ impl Reactor {
             // Known for the whole process; one core tells it.
             bound: if self.core.reactor == 0 { self.core.directory.bound() } else { 0 },
             outbox_bytes: self.outbox_bytes.iter().sum(),
+            buffered_bytes: self.core.buffered_bytes,
             is_bus_ready: self.buses.get(self.home).is_some_and(|bus| bus.state.is_ready()),
             ..Levels::default()
         };
@@ -69,6 +76,9 @@ impl Reactor {
                 client.ending.ask();
                 core.ending.push((token, CloseReason::WriteTimeout));
                 continue;
+            }
+            if client.is_reading_paused {
+                client.agent.excuse_silence(core.now_ms);
             }
             match client.agent.poll_due(&rules.agent, core.now_ms) {
                 Some(Due::Close(reason)) => {
@@ -124,7 +134,7 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
     for pending in overdue {
         let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
         let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
-        let released = turn.bus.targets.end(pending.target);
+        let released = turn.bus.targets.end(pending.target, turn.core.now_us);
         deliver::fail(&pending, FailReason::Timeout, &error, connections, turn);
         if let (Some(waiting), Some(server)) = (released, server) {
             deliver::send_waiting(&server.server_type, waiting, connections, turn);

@@ -11,8 +11,14 @@ mod servers;
 #[path = "../support/traffic.rs"]
 mod traffic;
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "../support/administrator.rs"]
+mod administrator;
+
 mod backend;
+mod bans;
 mod discovery;
+mod hostile;
 mod lifecycle;
 mod moving;
 mod outages;

@@ -1,34 +1,18 @@
 //! What the metrics say of attacks (hostile inputs 2, the list of reasons, and 2.2): every end has its reason, accepted
 //! connections are open or closed, and clients cannot make series.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
 use client::raw::RawClient;
 use shared::close::CloseReason;
+use shared::metrics::LimitLabel;
 use shared::packet::PacketType;
 
 use crate::field::{Field, LONG, eventually, reset, under_attack};
+use crate::metrics::{closed_total, value};
 
-/// The gateway's metrics as text.
-fn metrics(field: &Field) -> String {
-    let mut socket = TcpStream::connect(field.admin_address()).unwrap();
-    socket.set_read_timeout(Some(LONG)).unwrap();
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-/// The sum of all series of this name whose labels contain `label`.
-fn value(metrics: &str, name: &str, label: &str) -> u64 {
-    let series = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
-    series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
-}
-
-fn closed_total(metrics: &str, reason: CloseReason) -> u64 {
-    let label = format!(r#"reason="{}""#, reason.label());
-    value(metrics, "pitaya_acceptor_closed_total", &label)
+/// How often a limit was run into.
+pub(crate) fn exceeded(field: &Field, limit: LimitLabel) -> u64 {
+    let label = format!(r#"limit="{}""#, limit.name());
+    value(&field.metrics(), "pitaya_limits_exceeded_total", &label)
 }
 
 /// Ends a connection of each kind in one way, and says for which reason.
@@ -89,7 +73,7 @@ fn every_end_is_counted_once_with_its_reason() {
     under_attack(&[], |field| {
         for (reason, ends, attack) in ATTACKS {
             attack(field);
-            eventually(reason.label(), || closed_total(&metrics(field), reason) == ends);
+            eventually(reason.label(), || closed_total(&field.metrics(), reason) == ends);
         }
         for _ in 0..50 {
             let client = field.tcp();
@@ -97,7 +81,7 @@ fn every_end_is_counted_once_with_its_reason() {
         }
         // The gauge follows with the next tick.
         eventually("accepted = open + closed", || {
-            let metrics = metrics(field);
+            let metrics = field.metrics();
             let closed = CloseReason::ALL.iter().map(|reason| closed_total(&metrics, *reason));
             let open = value(&metrics, "pitaya_acceptor_connected_clients", "");
             let accepted = value(&metrics, "pitaya_acceptor_accepted_total", "");
@@ -109,7 +93,7 @@ fn every_end_is_counted_once_with_its_reason() {
 #[test]
 fn made_up_routes_make_no_series() {
     under_attack(&[], |field| {
-        let series = || metrics(field).lines().filter(|line| !line.starts_with('#')).count();
+        let series = || field.metrics().lines().filter(|line| !line.starts_with('#')).count();
         let before = series();
         for mut client in field.established() {
             for number in 0..1_000 {
@@ -119,6 +103,6 @@ fn made_up_routes_make_no_series() {
         }
         let after = series();
         assert!(after <= before + 100, "{before} series became {after}");
-        assert!(!metrics(field).contains("made7"), "a client's route is a label");
+        assert!(!field.metrics().contains("made7"), "a client's route is a label");
     });
 }

@@ -49,6 +49,10 @@ pub(crate) fn app() -> App {
         .on("test.read", async |session: Session| -> Result<serde_json::Value> {
             Ok(session.get("value")?.unwrap_or_default())
         })
+        .on("test.address", async |session: Session| -> Result<[String; 2]> {
+            let told = |key| session.get::<String>(key).map(Option::unwrap_or_default);
+            Ok([told("ipversion")?, told("ip")?])
+        })
         .on("test.kick", async |session: Session| -> Result<Done> {
             session.kick().await?;
             Ok(Done { code: 200 })

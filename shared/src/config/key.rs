@@ -25,6 +25,8 @@ pub struct Key {
     pub aliases: &'static [&'static str],
     /// What to do instead of a value that is refused.
     pub hint: Option<&'static str>,
+    /// Whether a running gateway takes a new value over when it reads its configuration again.
+    pub is_live: bool,
     /// One sentence.
     pub help: &'static str,
 }
@@ -204,7 +206,17 @@ pub(super) const fn row(
     default: &'static str,
     help: &'static str,
 ) -> Key {
-    Key { name, kind, default, default_worker: None, used_by, aliases: &[], hint: None, help }
+    Key {
+        name,
+        kind,
+        default,
+        default_worker: None,
+        used_by,
+        aliases: &[],
+        hint: None,
+        is_live: false,
+        help,
+    }
 }
 
 impl Key {
@@ -214,6 +226,10 @@ impl Key {
 
     pub(super) const fn aliases(self, aliases: &'static [&'static str]) -> Self {
         Self { aliases, ..self }
+    }
+
+    pub(super) const fn live(self) -> Self {
+        Self { is_live: true, ..self }
     }
 
     pub(super) const fn hint(self, hint: &'static str) -> Self {

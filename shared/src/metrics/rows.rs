@@ -68,6 +68,7 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_acceptor_accept_failures_total", &[], "failures", "Failures to accept, such as no free descriptor."),
     row(Counter, "pitaya_acceptor_handshakes_accepted_total", &[], "handshakes", "Handshakes answered with 200."),
     row(Counter, "pitaya_acceptor_handshakes_refused_total", &[], "handshakes", "Handshakes answered with 400."),
+    row(Counter, "pitaya_acceptor_tls_handshakes_total", &[], "handshakes", "TLS handshakes that were finished."),
     row(Gauge, "pitaya_acceptor_bound_sessions", &[], "sessions", "Sessions with a uid."),
     row(Counter, "pitaya_agent_received_bytes_total", &[], "bytes", "Bytes received from clients."),
     row(Counter, "pitaya_agent_sent_bytes_total", &[], "bytes", "Bytes sent to clients."),
@@ -78,6 +79,10 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_agent_kicks_total", &[], "kicks", "Kicks queued to clients."),
     row(Counter, "pitaya_agent_inflated_total", &[], "payloads", "Compressed payloads received."),
     row(Counter, "pitaya_agent_inflate_failures_total", &[], "payloads", "Compressed payloads refused."),
+
+    // Limits.
+    row(Counter, "pitaya_limits_exceeded_total", &["limit"], "events", "What ran into a limit, by limit."),
+    row(Gauge, "pitaya_limits_buffered_bytes", &[], "bytes", "Bytes held for clients: unsent ones, and parts of packets."),
 
     // Requests: in = replied + failed + dropped + in flight.
     row(Counter, "pitaya_handler_requests_total", &[], "requests", "Requests received from clients."),

@@ -52,6 +52,8 @@ pub struct RequestHead {
     pub host: Option<String>,
     /// `X-Forwarded-For`, several of them joined by commas. Anybody can write it: trust it only from a proxy of yours.
     pub forwarded_for: Option<String>,
+    /// `X-Real-IP`, with the same caution.
+    pub real_ip: Option<String>,
 }
 
 /// The verdict on the bytes so far.
@@ -297,6 +299,7 @@ impl<'h, 'b> Request<'h, 'b> {
             origin: self.text("origin"),
             host: self.text("host"),
             forwarded_for: (!forwarded.is_empty()).then(|| forwarded.join(",")),
+            real_ip: self.text("x-real-ip"),
         }
     }
 }
