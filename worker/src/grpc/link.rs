@@ -295,7 +295,8 @@ fn answer(text: &str) -> Bytes {
 /// A call that has no answer: what may be tried elsewhere is told from what may have been carried out.
 fn failure(status: &Status) -> Result<Bytes, LinkError> {
     match status.code() {
-        Code::DeadlineExceeded => Err(LinkError::Timeout),
+        // tonic says that a call was cancelled when it ends it at its deadline, on either side.
+        Code::DeadlineExceeded | Code::Cancelled => Err(LinkError::Timeout),
         _ if is_connect_error(status) => Err(LinkError::Unreachable),
         _ => Ok(answer(status.message())),
     }
