@@ -209,15 +209,26 @@ fn route_message(
         deadline_ms: core.now_ms + rules.request_timeout_ms,
         chosen: None,
     };
-    let function = match rules.routing.of(server_type) {
+    send_or_wait(&request, client, rules, bus, core)
+}
+
+/// Chooses the server of a request, which leaves at once or waits for room.
+fn send_or_wait(
+    request: &Outgoing<'_>,
+    client: &mut Client,
+    rules: &Rules,
+    bus: &mut BusState,
+    core: &mut Core,
+) -> Result<(), Refusal> {
+    let function = match rules.routing.of(request.server_type) {
         Rule::Function(function) => Some(function),
         Rule::Policy(_) => None,
     };
-    let server = function.map(|function| ask(function, &request, client, bus)).transpose()?;
+    let server = function.map(|function| ask(function, request, client, bus)).transpose()?;
     let chosen = server.as_ref().map(|server| server.id.as_str());
-    let request = Outgoing { chosen, ..request };
+    let request = Outgoing { chosen, ..*request };
     let seeker = Seeker { uid: client.session.uid(), homes: &client.homes, chosen };
-    match bus.targets.choose(server_type, &seeker, core.now_ms) {
+    match bus.targets.choose(request.server_type, &seeker, core.now_ms) {
         Choice::Target(target) => send(&request, target, client, rules, bus, core),
         Choice::Busy(place) => {
             let waits = wait(&request, place, client, bus);
