@@ -16,6 +16,7 @@ use shared::packet::{self, PacketType};
 use shared::session::Session;
 use shared::websocket::frame;
 
+use crate::bus::homes::Homes;
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
@@ -74,6 +75,8 @@ pub struct Client {
     pub is_dirty: bool,
     /// How far the end is.
     pub ending: Ending,
+    /// The servers that it stays with.
+    pub homes: Homes,
     /// Places in the process's tables of addresses and users.
     pub seats: Seats,
     /// Bytes that the reactor's sum has for this connection.
@@ -279,6 +282,7 @@ impl Connection {
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
+            homes: Homes::default(),
             seats: Seats::default(),
             buffered_bytes: 0,
             is_reading_paused: false,

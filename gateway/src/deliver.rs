@@ -13,14 +13,16 @@ use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
 use crate::bus::pending::{Answered, Pending};
+use crate::bus::queue::Waiting;
 use crate::bus::subscriptions::Subject;
-use crate::bus::targets::{Choice, Waiting};
+use crate::bus::targets::{Choice, Seeker};
 use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
 use crate::fan_out;
 use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
+use crate::retry;
 use crate::rules::Rules;
 use crate::turn::Turn;
 
@@ -94,8 +96,10 @@ fn retry_or_fail(
     connections: &mut Connections,
     turn: &mut Turn<'_>,
 ) {
-    if let Err(pending) = forward::retry(pending, server_type, request, turn.bus, turn.core.now_ms)
-    {
+    let connection = connections.find(pending.connection, pending.session);
+    let client = connection.map(|connection| &mut connection.client);
+    let bus = (&mut *turn.bus, turn.core.now_ms);
+    if let Err(pending) = retry::retry(pending, server_type, request, client, bus) {
         let error = Error::new(code::UNKNOWN, NO_RESPONDERS);
         fail(&pending, FailReason::NoResponders, &error, connections, turn);
     }
@@ -119,10 +123,14 @@ pub fn send_waiting(
     }
     let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
     let client = &mut connection.client;
-    let choice = turn.bus.targets.choose_next(server_type, turn.core.now_ms);
+    let chosen = waiting.chosen.as_deref();
+    let seeker = Seeker { uid: client.session.uid(), homes: &client.homes, chosen };
+    let choice = turn.bus.targets.choose_next(server_type, &seeker, turn.core.now_ms);
     let target = match choice {
         Choice::Target(target) => target,
-        Choice::Busy => return turn.bus.targets.wait_again(server_type, waiting),
+        Choice::Busy(place) => {
+            return turn.bus.targets.wait_again(server_type, place, waiting);
+        }
         Choice::NoServers => {
             let error = Error::new(code::INTERNAL, forward::NO_SERVERS);
             return fail_waiting(&waiting, FailReason::NoServer, &error, connections, turn);
@@ -137,6 +145,7 @@ pub fn send_waiting(
         payload: &waiting.payload,
         arrived_us: waiting.arrived_us,
         deadline_ms: waiting.deadline_ms,
+        chosen: waiting.chosen.as_deref(),
     };
     // Counted when it began to wait, and counted again as it is sent.
     client.in_flight = client.in_flight.saturating_sub(u32::from(!waiting.is_notify));

@@ -4,8 +4,10 @@
 //! bus's buffer, and without an allocation in the steady state. Where a message is refused the client is told with
 //! Pitaya's code and text (cluster protocol 5.2, 7). The way back is deliver.rs.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use proto::wire::{RequestView, SysRequest};
+use proto::wire::SysRequest;
 use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
@@ -17,9 +19,12 @@ use shared::metrics::{CoreCounter, DropReason, FailReason, LimitLabel, RouteLabe
 use shared::nats::encoder;
 use shared::packet::Packet;
 use shared::route::Route;
+use shared::routing::{self, RouteFunction, RouteRequest, RouteSession, Rule};
+use shared::server::Server;
 
 use crate::bus::pending::Pending;
-use crate::bus::targets::{Choice, Waiting};
+use crate::bus::queue::Waiting;
+use crate::bus::targets::{Choice, Place, Seeker, Target};
 use crate::bus::{BusState, Carrier};
 use crate::connection::Client;
 use crate::driver::Token;
@@ -204,11 +209,32 @@ fn route_message(
         payload: asked.payload,
         arrived_us: core.now_us,
         deadline_ms: core.now_ms + rules.request_timeout_ms,
+        chosen: None,
     };
-    match bus.targets.choose(server_type, core.now_ms) {
+    send_or_wait(&request, client, rules, bus, core)
+}
+
+/// Chooses the server of a request, which leaves at once or waits for room.
+fn send_or_wait(
+    request: &Outgoing<'_>,
+    client: &mut Client,
+    rules: &Rules,
+    bus: &mut BusState,
+    core: &mut Core,
+) -> Result<(), Refusal> {
+    let function = match rules.routing.of(request.server_type) {
+        Rule::Function(function) => Some(function),
+        Rule::Policy(_) => None,
+    };
+    let server = function.map(|function| ask(function, request, client, bus)).transpose()?;
+    let chosen = server.as_ref().map(|server| server.id.as_str());
+    let request = Outgoing { chosen, ..*request };
+    let seeker = Seeker { uid: client.session.uid(), homes: &client.homes, chosen };
+    match bus.targets.choose(request.server_type, &seeker, core.now_ms) {
         Choice::Target(target) => send(&request, target, client, rules, bus, core),
-        Choice::Busy => {
-            wait(&request, client, bus).inspect_err(|_| core.meter.limited(LimitLabel::Queue))
+        Choice::Busy(place) => {
+            let waits = wait(&request, place, client, bus);
+            waits.inspect_err(|_| core.meter.limited(LimitLabel::Queue))
         }
         Choice::NoServers => Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS)),
     }
@@ -257,9 +283,36 @@ pub struct Outgoing<'a> {
     pub arrived_us: u64,
     /// When it is given up, ms.
     pub deadline_ms: u64,
+    /// The id of the server that the application's routing function chose.
+    pub chosen: Option<&'a str>,
 }
 
-fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Result<(), Refusal> {
+/// Lets a function of the application choose the server.
+fn ask(
+    function: &RouteFunction,
+    request: &Outgoing<'_>,
+    client: &Client,
+    bus: &BusState,
+) -> Result<Arc<Server>, Refusal> {
+    let table = bus.targets.table();
+    let servers = table.by_type(request.server_type);
+    if servers.is_empty() {
+        return Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS));
+    }
+    let session = &client.session;
+    let session = RouteSession { id: session.id().0, uid: session.uid(), data: session.data() };
+    let (route, payload) = (request.route, request.payload);
+    let request = RouteRequest { route, payload, session: Some(session), servers, table };
+    routing::ask(function, &request)
+        .map_err(|error| Refusal { reason: FailReason::NoServer, error })
+}
+
+fn wait(
+    request: &Outgoing<'_>,
+    place: Place,
+    client: &mut Client,
+    bus: &mut BusState,
+) -> Result<(), Refusal> {
     let waiting = Waiting {
         connection: request.connection,
         session: client.session.id(),
@@ -269,9 +322,10 @@ fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Resu
         arrived_us: request.arrived_us,
         deadline_ms: request.deadline_ms,
         is_notify: request.is_notify,
+        chosen: request.chosen.map(Into::into),
         place: 0,
     };
-    match bus.targets.wait(request.server_type, waiting) {
+    match bus.targets.wait(request.server_type, place, waiting) {
         Ok(()) => {
             client.in_flight += u32::from(!request.is_notify);
             Ok(())
@@ -312,6 +366,9 @@ pub fn send(
     };
     let route = core.meter.route(request.route);
     client.last_route = route;
+    if let Some(home) = bus.targets.find(target).and_then(Target::home) {
+        client.homes.set(home);
+    }
     if let Carrier::Nats(lines) = &bus.carrier
         && encoded.encoded_bytes() > lines.payload_bytes_max
     {
@@ -335,7 +392,9 @@ pub fn send(
     let Some(token) = bus.pending.insert(pending) else {
         return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     };
-    send_request(&encoded, token, target, request.server_type, bus);
+    // Nobody else can take what was chosen for one server.
+    let is_kept = request.chosen.is_none() && bus.targets.has_alternative(request.server_type);
+    send_request(&encoded, token, target, is_kept, bus);
     client.in_flight += 1;
     Ok(())
 }
@@ -344,10 +403,9 @@ fn send_request(
     encoded: &SysRequest<'_>,
     token: u32,
     target: u32,
-    server_type: &str,
+    is_kept: bool,
     bus: &mut BusState,
 ) {
-    let is_kept = bus.targets.has_alternative(server_type);
     let Some(target) = bus.targets.begin(target) else { return };
     match &mut bus.carrier {
         Carrier::Nats(lines) => {
@@ -366,56 +424,6 @@ fn send_request(
             carrier.request(token, Bytes::from(request));
         }
     }
-}
-
-/// Sends a request once more, to another server: nobody had received it. While the others have their hands full it waits
-/// in front of those that came later.
-///
-/// Errors: there is nobody to send it to, or it was a second try already; the request is given back.
-pub fn retry(
-    pending: Pending,
-    server_type: &str,
-    request: &[u8],
-    bus: &mut BusState,
-    now_ms: u64,
-) -> Result<(), Pending> {
-    if pending.is_retry || request.is_empty() || now_ms >= pending.deadline_ms {
-        return Err(pending);
-    }
-    let key = match bus.targets.choose_next(server_type, now_ms) {
-        Choice::Target(key) => key,
-        Choice::Busy => {
-            let waiting = waiting_again(&pending, request).ok_or(pending)?;
-            bus.targets.wait_again(server_type, waiting);
-            return Ok(());
-        }
-        Choice::NoServers => return Err(pending),
-    };
-    let Carrier::Nats(lines) = &mut bus.carrier else { return Err(pending) };
-    let again = Pending { target: key, is_retry: true, ..pending };
-    // There is room: the first try has just left the table.
-    let Some(token) = bus.pending.insert(again) else { return Ok(()) };
-    if let Some(target) = bus.targets.begin(key) {
-        lines.request_head(&target.subject, token, request.len());
-        lines.out.extend_from_slice(request);
-        lines.out.extend_from_slice(b"\r\n");
-    }
-    Ok(())
-}
-
-fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
-    let message = RequestView::decode(request).ok()?.msg?;
-    Some(Waiting {
-        connection: pending.connection,
-        session: pending.session,
-        message_id: pending.message_id,
-        route: message.route.into(),
-        payload: message.data.to_vec(),
-        arrived_us: pending.arrived_us,
-        deadline_ms: pending.deadline_ms,
-        is_notify: false,
-        place: 0,
-    })
 }
 
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no

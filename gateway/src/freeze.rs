@@ -12,6 +12,7 @@ use shared::metrics::RouteLabel;
 use shared::session::Session;
 
 use crate::bus::Bus;
+use crate::bus::homes::Homes;
 use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
@@ -48,6 +49,8 @@ pub struct ConnectionState {
     pub binding: Binding,
     /// Label of the last route.
     pub last_route: RouteLabel,
+    /// The servers that it stays with.
+    pub homes: Homes,
     /// An end that has begun.
     pub closing: Option<Closing>,
     /// Places in the process's tables, which are the same on all reactors.
@@ -94,6 +97,7 @@ impl Connection {
             unsent: client.outbox.freeze(remainder),
             in_flight: client.in_flight,
             last_route: client.last_route,
+            homes: client.homes,
             closing: client.ending.closing(),
             binding: client.binding,
             seats: client.seats,
@@ -122,6 +126,7 @@ impl Connection {
         client.in_flight = state.in_flight;
         client.binding = state.binding;
         client.last_route = state.last_route;
+        client.homes = state.homes;
         client.ending = Ending::resume(state.closing);
         client.seats = state.seats;
         connection

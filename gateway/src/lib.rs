@@ -26,6 +26,7 @@ pub mod meter;
 pub mod outbox;
 pub mod page;
 pub mod reactor;
+pub mod retry;
 pub mod rules;
 mod starting;
 pub mod tls;

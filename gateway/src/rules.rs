@@ -11,6 +11,7 @@ use shared::agent::AgentRules;
 use shared::dictionary::Dictionary;
 use shared::error::Serializer;
 use shared::networks::Networks;
+use shared::routing::Routing;
 use shared::session::ToldAddress;
 
 use crate::bus::targets::TargetLimits;
@@ -49,6 +50,8 @@ pub struct Rules {
     pub in_flight_connection_max: u32,
     /// Windows and queues towards servers.
     pub targets: TargetLimits,
+    /// How the server of a request is chosen.
+    pub routing: Arc<Routing>,
     /// Connections of the process at most.
     pub connections_max: usize,
     /// Limits that are counted for the whole process.

@@ -25,7 +25,8 @@ const WINDOW: Duration = Duration::from_secs(120);
 /// What the pages tell about.
 pub(crate) struct Status {
     pub(crate) service: Service,
-    pub(crate) link: NatsLink,
+    /// None where servers call each other over gRPC.
+    pub(crate) link: Option<NatsLink>,
     pub(crate) discovery: Arc<Discovery>,
     pub(crate) exporter: Exporter,
     pub(crate) is_rendering: Mutex<()>,
@@ -39,7 +40,8 @@ impl Status {
         if !self.is_serving.load(Ordering::Relaxed) {
             return Some("starting or stopping");
         }
-        if self.link.client().connection_state() != State::Connected {
+        let is_lost = |link: &NatsLink| link.client().connection_state() != State::Connected;
+        if self.link.as_ref().is_some_and(is_lost) {
             return Some("not connected to NATS");
         }
         (!self.discovery.is_registered()).then_some("not registered in etcd")

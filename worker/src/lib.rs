@@ -22,6 +22,7 @@ mod error;
 mod extract;
 mod for_many;
 mod groups;
+mod grpc;
 mod handler;
 mod handshake;
 mod hooks;

@@ -14,6 +14,9 @@ pub enum LinkError {
     /// Nobody listens on the subject: provably not delivered.
     #[error("nats: no responders available for request")]
     NoResponders,
+    /// No connection to the server can be made: not delivered.
+    #[error("grpc: the server cannot be reached")]
+    Unreachable,
     /// No answer came in time; the request may have been carried out.
     #[error("rpc client: request timeout")]
     Timeout,
@@ -34,11 +37,18 @@ pub enum LinkError {
     InvalidSubject,
 }
 
+impl LinkError {
+    /// Whether the message provably reached nobody, so that another server may get it.
+    pub fn is_undelivered(self) -> bool {
+        matches!(self, Self::NoResponders | Self::Unreachable)
+    }
+}
+
 /// How a worker reaches others. Shared by all handlers of a process.
 pub trait Link: Send + Sync + 'static {
     /// Sends a request and waits for its answer, an encoded `protos.Response`.
     ///
-    /// Fails with [`LinkError::NoResponders`] and [`LinkError::Disconnected`] only when nobody can have received it.
+    /// Fails with [`LinkError::NoResponders`], [`LinkError::Unreachable`] and [`LinkError::Disconnected`] only when nobody can have received it.
     fn request(
         &self,
         subject: &str,

@@ -105,7 +105,8 @@ pub(crate) fn copy(status: &Status) -> Result<(), MetricError> {
         gauge("pitaya_service_discovery_count_servers", &[server_type], count)?;
     }
 
-    let client = status.link.client();
+    let Some(link) = &status.link else { return Ok(()) };
+    let client = link.client();
     let is_connected = client.connection_state() == State::Connected;
     gauge("pitaya_nats_connected", &[], f64::from(u8::from(is_connected)))?;
     let nats = client.statistics();

@@ -123,7 +123,7 @@ impl Rpc {
                 Ok(answer) => return read_answer(answer),
                 Err(error) => {
                     let failure = self.context.link_error(error, chosen.server(), &call);
-                    if error != LinkError::NoResponders || left.is_zero() {
+                    if !error.is_undelivered() || left.is_zero() {
                         return Err(failure);
                     }
                     nobody = failure;

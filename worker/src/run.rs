@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
+use crate::grpc;
 use crate::jobs::{Consumer, JobHandlers};
 use crate::nats::{self, Ending, Inlet, NatsLink, NatsSettings};
 use crate::servers::Servers;
@@ -63,6 +64,9 @@ impl App {
             app = app.groups(groups.clone());
         }
         let app = app.checked()?;
+        if let Some(grpc) = &settings.grpc {
+            return Box::pin(grpc::run(app, &settings, grpc, &mut stops)).await;
+        }
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -126,9 +130,9 @@ impl Feeds {
         Self { tasks: JoinSet::new(), stop: watch::Sender::new(false), retire: None }
     }
 
-    fn add(&mut self, inlet: Inlet, status: &Status) {
+    fn add(&mut self, inlet: Inlet, service: &Service, link: &NatsLink) {
         let (sender, retire) = oneshot::channel();
-        let (service, link) = (status.service.clone(), status.link.clone());
+        let (service, link) = (service.clone(), link.clone());
         let ending = Ending { stop: self.stop.subscribe(), retire };
         self.tasks.spawn(nats::feed(inlet, service, link, ending));
         self.retire = Some(sender);
@@ -146,6 +150,7 @@ impl Feeds {
 /// A server that is up.
 struct Running {
     status: Arc<Status>,
+    link: NatsLink,
     feeds: Feeds,
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
@@ -178,18 +183,18 @@ impl Running {
         let consumer = consumer(settings, job_handlers, &service)?;
         let status = Arc::new(Status {
             service,
-            link,
+            link: Some(link.clone()),
             discovery,
             exporter: settings.exporter.clone(),
             is_rendering: Mutex::new(()),
             is_serving: AtomicBool::new(false),
         });
         let mut feeds = Feeds::new();
-        feeds.add(inlet, &status);
+        feeds.add(inlet, &status.service, &link);
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, consumer, listeners, drain_limit })
+        Ok(Self { status, link, feeds, events, pump, admin, consumer, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -235,8 +240,8 @@ impl Running {
     async fn move_to(&mut self, connection: Connection) {
         let retire = self.feeds.retire.take();
         let client = connection.inlet.client.clone();
-        self.feeds.add(connection.inlet, &self.status);
-        self.status.link.replace(client, FLUSH_TIMEOUT).await;
+        self.feeds.add(connection.inlet, &self.status.service, &self.link);
+        self.link.replace(client, FLUSH_TIMEOUT).await;
         let events = std::mem::replace(&mut self.events, connection.events);
         if let Some(retire) = retire {
             let _ = retire.send(events);
@@ -245,7 +250,8 @@ impl Running {
     }
 
     async fn stop(self, stops: &mut mpsc::Receiver<()>) {
-        let Status { service, link, discovery, is_serving, .. } = &*self.status;
+        let Status { service, discovery, is_serving, .. } = &*self.status;
+        let link = &self.link;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
         discovery.leave().await;
@@ -282,7 +288,7 @@ impl Running {
 }
 
 /// Runs jobs if the application has handlers for any.
-fn consumer(
+pub(crate) fn consumer(
     settings: &Settings,
     handlers: JobHandlers,
     service: &Service,
@@ -299,7 +305,7 @@ fn consumer(
 }
 
 /// The servers that discovery knows.
-struct Discovered(watch::Receiver<Arc<ServerTable>>);
+pub(crate) struct Discovered(pub(crate) watch::Receiver<Arc<ServerTable>>);
 
 impl Servers for Discovered {
     fn table(&self) -> ServerTable {

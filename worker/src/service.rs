@@ -112,6 +112,8 @@ struct Job {
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
+    /// How long the transport's caller waits.
+    limit: Option<Duration>,
     reply: Reply,
     permit: Permit,
 }
@@ -166,6 +168,11 @@ impl Service {
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through
     /// `reply`, at once when the request is refused, otherwise in the order of its session.
     pub fn handle(&self, request: Bytes, reply: Reply) {
+        self.handle_within(request, reply, None);
+    }
+
+    /// The same for a caller who does not wait longer than `limit`, whatever the request says.
+    pub(crate) fn handle_within(&self, request: Bytes, reply: Reply, limit: Option<Duration>) {
         let inner = &self.0;
         let arrived = Instant::now();
         if inner.overload.is_refusing(arrived) {
@@ -184,7 +191,7 @@ impl Service {
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { is_end: false, request, msg, arrived, reply, permit };
+        let job = Job { is_end: false, request, msg, arrived, limit, reply, permit };
         let Some(key) = key else { return self.spawn(job) };
         if let Some(job) = self.enqueue(key, job) {
             inner.environment.counters.add(Counter::Busy);
@@ -211,6 +218,7 @@ impl Service {
             request,
             msg: proto::Msg::default(),
             arrived: Instant::now(),
+            limit: None,
             reply: Reply::discard(),
             permit: self.0.admission.enter(),
         };
@@ -356,11 +364,12 @@ impl Inner {
             drop(ready);
             return self.run_end(job).await;
         }
-        let Job { request, msg, arrived, reply, permit, .. } = job;
+        let Job { request, msg, arrived, limit, reply, permit, .. } = job;
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived, ready).await });
+        let times = (arrived, limit);
+        let serve = AssertUnwindSafe(async { self.serve(request, msg, times, ready).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
@@ -399,11 +408,12 @@ impl Inner {
         &self,
         request: proto::Request,
         msg: proto::Msg,
-        arrived: Instant,
+        (arrived, limit): (Instant, Option<Duration>),
         ready: Ready,
     ) -> Result<Bytes> {
         let timeout = metadata::request_timeout(&request.metadata)?;
-        let deadline = arrived + timeout.unwrap_or(self.environment.request_timeout);
+        let timeout = timeout.unwrap_or(self.environment.request_timeout);
+        let deadline = arrived + limit.map_or(timeout, |limit| limit.min(timeout));
         let key = routes::key(&msg.route)?;
         let is_notify = msg.r#type == i32::from(proto::MsgType::Notify);
         let (handler, session) = match proto::RpcType::try_from(request.r#type) {

@@ -12,6 +12,7 @@ use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
 use crate::groups::GroupStorage;
+use crate::grpc::GrpcSettings;
 use crate::jobs::JobOptions;
 use crate::nats::NatsSettings;
 
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     /// Calls to the own type or id run in this process instead of being refused.
     pub(crate) is_loop_back_allowed: bool,
     pub(crate) routing: Routing,
+    /// Set where the cluster speaks gRPC instead of NATS.
+    pub(crate) grpc: Option<GrpcSettings>,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
     /// Where health and metrics are served.
@@ -46,14 +49,18 @@ impl Settings {
         let own = own_server(config, server_type, limits.window);
         let name = format!("{}/{}", own.server_type, own.id);
         let exporter = exporter(config, &own.server_type)?;
+        let grpc = GrpcSettings::new(config, &own.hostname);
+        let transport = if grpc.is_some() { "grpc" } else { "nats" };
+        let request_timeout = format!("pitaya.cluster.rpc.client.{transport}.requesttimeout");
         Ok(Self {
             own,
+            grpc,
             nats: nats(config, name),
             discovery: DiscoveryOptions::new(config),
             limits,
             groups: groups_of(config),
             jobs: JobOptions::new(config),
-            request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            request_timeout: config.duration(&request_timeout),
             is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
             routing: config.routing(Policy::Random),
             exporter,

@@ -5,9 +5,11 @@
 //! path. A bus is a unit that can move to another reactor together with its connections: its socket, its table of
 //! pending requests and its subscriptions stay what they are.
 
+pub mod homes;
 pub mod link;
 pub mod local;
 pub mod pending;
+pub mod queue;
 pub mod subscriptions;
 pub mod targets;
 pub mod tls;

@@ -7,7 +7,12 @@ use std::sync::Arc;
 use shared::server::{METADATA_WINDOW, Server, ServerTable};
 use shared::session::SessionId;
 
-use super::{Choice, TargetLimits, Targets, Waiting};
+use shared::router::Policy;
+use shared::routing::Routing;
+
+use super::{Choice, Seeker, TargetLimits, Targets};
+use crate::bus::homes::Homes;
+use crate::bus::queue::Waiting;
 use crate::driver::Token;
 
 const AGE_MAX_MS: u64 = 100;
@@ -30,6 +35,10 @@ struct World {
     random: fastrand::Rng,
 }
 
+fn anybody(homes: &Homes) -> Seeker<'_> {
+    Seeker { uid: "", homes, chosen: None }
+}
+
 impl World {
     fn new(seed: u64, waiting_age_max_ms: u64) -> Self {
         let server = Server {
@@ -39,12 +48,13 @@ impl World {
             frontend: false,
             hostname: String::new(),
         };
-        let mut targets = Targets::new(TargetLimits {
+        let limits = TargetLimits {
             window: WINDOW,
             reactors: 1,
             waiting_max: 1_000,
             waiting_age_max_us: waiting_age_max_ms * 1_000,
-        });
+        };
+        let mut targets = Targets::new(limits, Arc::new(Routing::new(Policy::LeastInFlight)));
         targets.update(&ServerTable::new([Arc::new(server)], 1));
         Self {
             targets,
@@ -59,9 +69,10 @@ impl World {
     }
 
     fn arrive(&mut self) {
-        match self.targets.choose("room", self.now_ms) {
+        let homes = Homes::default();
+        match self.targets.choose("room", &anybody(&homes), self.now_ms) {
             Choice::Target(key) => self.send(key, self.now_ms),
-            Choice::Busy => {
+            Choice::Busy(place) => {
                 let waiting = Waiting {
                     connection: Token::from_bits(1),
                     session: SessionId(1),
@@ -71,9 +82,10 @@ impl World {
                     arrived_us: self.now_ms * 1_000,
                     deadline_ms: self.now_ms + DEADLINE_MS,
                     is_notify: false,
+                    chosen: None,
                     place: 0,
                 };
-                self.refused += usize::from(self.targets.wait("room", waiting).is_err());
+                self.refused += usize::from(self.targets.wait("room", place, waiting).is_err());
             }
             Choice::NoServers => panic!("the server is there"),
         }
@@ -100,8 +112,10 @@ impl World {
         } else {
             self.late += 1;
         }
+        let homes = Homes::default();
         if let Some(waiting) = self.targets.end(key, self.now_ms * 1_000)
-            && let Choice::Target(next) = self.targets.choose_next("room", self.now_ms)
+            && let Choice::Target(next) =
+                self.targets.choose_next("room", &anybody(&homes), self.now_ms)
         {
             self.send(next, waiting.arrived_us / 1_000);
         }

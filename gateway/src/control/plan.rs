@@ -20,6 +20,8 @@ use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
+use shared::router::Policy;
+use shared::routing::{Routing, Rule};
 use shared::server::{METADATA_PROTOCOL, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
@@ -119,7 +121,12 @@ impl Plan {
             server_type: app.server_type().to_owned(),
             codes: app.route_codes().clone(),
         });
-        let mut rules = rules(config, reactors, local, &mut mistakes);
+        let routing = config.routing(Policy::LeastInFlight);
+        let routing = match &application {
+            Some(application) => application.complete(routing),
+            None => routing,
+        };
+        let mut rules = rules(config, (reactors, routing), local, &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
             let checks = application.take_handshake_checks().into_iter();
             rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
@@ -152,6 +159,20 @@ impl Plan {
             }),
             _ => Err(mistakes),
         }
+    }
+}
+
+/// What only code can say.
+impl Plan {
+    /// Lets a function or a policy choose the server for the messages to one server type, whatever the configuration
+    /// says. The function runs on a reactor, in the middle of forwarding: it must not wait for anything.
+    ///
+    /// Panics when the plan was started already.
+    #[must_use]
+    pub fn route(mut self, server_type: &str, rule: impl Into<Rule>) -> Self {
+        let rules = Arc::get_mut(&mut self.rules).expect("the reactors have not started");
+        Arc::make_mut(&mut rules.routing).set(server_type, rule);
+        self
     }
 }
 
@@ -195,7 +216,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
 
 pub(super) fn rules(
     config: &Config,
-    reactors: usize,
+    (reactors, routing): (usize, Routing),
     local: Option<LocalRoutes>,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
@@ -223,6 +244,7 @@ pub(super) fn rules(
         id => id.to_owned(),
     };
     Some(Rules {
+        routing: Arc::new(routing),
         server_id,
         server_type: config.string("pitaya.server.type").to_owned(),
         agent,

@@ -9,6 +9,7 @@ use shared::bans::BanList;
 use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
 use shared::cluster::etcd::EtcdError;
 use shared::config::{Config, Renewal, Sources};
+use shared::routing::Routing;
 
 use super::plan::{Plan, rules};
 use crate::allowance;
@@ -85,7 +86,10 @@ impl Upkeep {
         let mut mistakes = Vec::new();
         let level = config.string("pitaya.log.level");
         let filter = LogLevel::parse(level).map_err(|error| mistakes.push(error)).ok();
-        let renewed = rules(&config, self.reactors, self.rules.local.clone(), &mut mistakes);
+        // Functions of the application stay, and with them all of the choice.
+        let routing = Routing::clone(&self.rules.routing);
+        let (reactors, local) = ((self.reactors, routing), self.rules.local.clone());
+        let renewed = rules(&config, reactors, local, &mut mistakes);
         let renewed = renewed.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.clone())?;
         let renewed = Arc::new(self.rules.renewed(renewed)?);
         if let (Some(log), Some(filter)) = (&self.log, filter) {

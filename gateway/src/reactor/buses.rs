@@ -16,7 +16,7 @@ use super::{Reactor, Report};
 use crate::bus::link::{LinkError, NatsLink, NatsServer};
 use crate::bus::pending::{Pending, PendingTable};
 use crate::bus::subscriptions::{self, Subscriptions};
-use crate::bus::targets::Targets;
+use crate::bus::targets::{Place, Targets};
 use crate::bus::{Bus, BusKind, BusState, Carrier, NatsLines, Readiness};
 use crate::calls;
 use crate::connection::Binding;
@@ -70,7 +70,7 @@ impl Reactor {
             readiness,
             pending: PendingTable::default(),
             subscriptions: Subscriptions::default(),
-            targets: Targets::new(self.rules.targets),
+            targets: Targets::new(self.rules.targets, self.rules.routing.clone()),
             proofs: Vec::new(),
         };
         self.buses.insert(Bus { link, state })
@@ -373,7 +373,7 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
             turn.bus.targets.find(pending.target).map(|target| target.server.clone())
             && let Some(waiting) = turn.bus.targets.end(pending.target, turn.core.now_us)
         {
-            turn.bus.targets.wait_again(&server.server_type, waiting);
+            turn.bus.targets.wait_again(&server.server_type, Place::Type, waiting);
         }
         deliver::fail(&pending, FailReason::BusDown, &error, connections, turn);
     }

@@ -95,10 +95,19 @@ impl Backend {
 
     /// Answers everything with the request's own data, until the test ends.
     pub(crate) fn echo(self) -> Echo {
+        self.answer_all(Call::data)
+    }
+
+    /// Answers everything with one text, until the test ends.
+    pub(crate) fn say(self, text: &'static str) -> Echo {
+        self.answer_all(move |_| Bytes::from_static(text.as_bytes()))
+    }
+
+    fn answer_all(self, answer: impl Fn(&Call) -> Bytes + Send + 'static) -> Echo {
         let Self { calls, discovery, .. } = self;
         std::thread::spawn(move || {
             while let Ok(call) = calls.recv() {
-                call.answer(&call.request().msg.unwrap().data);
+                call.answer(&answer(&call));
             }
         });
         Echo { discovery }

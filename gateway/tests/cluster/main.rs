@@ -31,6 +31,7 @@ mod nats_faults;
 mod outages;
 mod proxy;
 mod requests;
+mod routing;
 mod security;
 mod sessions;
 mod storm;

@@ -7,5 +7,6 @@ mod servers;
 
 mod calls;
 mod failures;
+mod languages;
 mod routing;
 mod world;
