@@ -1,4 +1,5 @@
-//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`.
+//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`, and those of
+//! [`crate::describe`].
 //!
 //! A call arrives as an encoded `protos.Request` on one reactor's bus and is handled on the reactor that holds the
 //! session; its answer leaves on that reactor's bus (cluster protocol 9.2). A bind is confirmed only after the NATS
@@ -11,10 +12,13 @@ use shared::error::code;
 use shared::metrics::{CoreCounter, LimitLabel};
 use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
+use worker::SessionEvent;
 
+use crate::application;
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
 use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
+use crate::describe;
 use crate::directory::{Directory, Place};
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
@@ -37,7 +41,7 @@ pub enum Addressee<'a> {
 pub fn addressee<'a>(request: &RequestView<'a>) -> Option<Addressee<'a>> {
     let message = request.msg?;
     match message.route {
-        "sys.bindsession" | "sys.pushsession" => {
+        "sys.bindsession" | "sys.pushsession" | describe::DESCRIBE | describe::CLOSE => {
             let session = SessionView::decode(message.data).ok()?;
             Some(Addressee::Session(SessionId(session.id)))
         }
@@ -105,6 +109,11 @@ pub fn serve(
             kick(connection, CloseReason::Kicked, turn.rules, turn.core);
             turn.bus.reply(reply, KICK_ANSWER);
         }
+        describe::DESCRIBE => turn.bus.reply(reply, &describe::describe(connection)),
+        describe::CLOSE => {
+            describe::close(connection, turn.core);
+            turn.bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+        }
         route => turn.bus.reply(reply, &route_not_found(route)),
     }
 }
@@ -131,8 +140,28 @@ pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, cor
     core.ending.push((connection.token, reason));
 }
 
-/// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`].
+/// Refuses what cannot be bound, and asks the application about the rest if it wants to be asked.
 fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
+    let client = &mut connection.client;
+    let refusal = match client.binding {
+        _ if client.ending.is_asked() => Some(SESSION_NOT_FOUND),
+        _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
+        Binding::None => None,
+        Binding::Asking { .. } | Binding::Proving { .. } | Binding::Bound { .. } => {
+            Some(ALREADY_BOUND)
+        }
+    };
+    if let Some(text) = refusal {
+        turn.bus.reply(reply, &failure(code::UNKNOWN, text));
+    } else if application::follows(turn.bus, SessionEvent::Binding) {
+        application::ask_for_bind(client, uid, reply, turn);
+    } else {
+        begin_bind(connection, uid, reply, turn);
+    }
+}
+
+/// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`]. A banned user is kicked instead.
+pub fn begin_bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
     if turn.core.is_uid_banned(uid) {
         turn.core.meter.limited(LimitLabel::BannedUid);
         turn.bus.reply(reply, &failure(code::UNKNOWN, BANNED));
@@ -140,16 +169,6 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     }
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
-    let refusal = match client.binding {
-        _ if client.ending.is_asked() => Some(SESSION_NOT_FOUND),
-        _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
-        Binding::None => None,
-        Binding::Proving { .. } | Binding::Bound { .. } => Some(ALREADY_BOUND),
-    };
-    if let Some(text) = refusal {
-        bus.reply(reply, &failure(code::UNKNOWN, text));
-        return;
-    }
     if !bus.takes_lines() {
         // Another reactor took the call; this one has lost NATS. Neither the subscriptions nor the confirmation could
         // leave, so nothing changes, and the caller's next try finds the session unbound.
@@ -162,10 +181,10 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     }
     client.seats.user = core.limits.user(uid, core.now_us);
     match &mut bus.carrier {
-        Carrier::Local(_) => {
+        Carrier::None => {
             client.session.set_uid(uid);
             client.binding = Binding::Bound { subscription: 0 };
-            bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+            application::confirm_bind(client, reply, rules, bus);
         }
         Carrier::Nats(lines) => {
             let subscription = bus.subscriptions.insert(connection.token);
@@ -197,7 +216,7 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
         let announcement = proto::BindMsg { uid, fid: rules.server_id.clone() };
         bus.publish(rules.bindings_subject().as_bytes(), &announcement.encode_to_vec());
     }
-    bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+    application::confirm_bind(&mut connection.client, reply, rules, bus);
 }
 
 /// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
@@ -227,7 +246,8 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
 /// How nats-server begins to say that a subscription is not permitted.
 const SUBSCRIPTION_REFUSED: &str = "Permissions Violation for Subscription to ";
 
-fn unsubscribe(subscription: u64, bus: &mut BusState) {
+/// Takes back the two subscriptions of a user; 0 stands for none.
+pub fn unsubscribe(subscription: u64, bus: &mut BusState) {
     if let Carrier::Nats(lines) = &mut bus.carrier
         && subscription > 0
     {
@@ -242,7 +262,7 @@ pub fn unbind(connection: &mut Connection, bus: &mut BusState, directory: &Direc
     let session = connection.client.session.id();
     let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
     let (uid, subscription) = match binding {
-        Binding::None => (String::new(), 0),
+        Binding::None | Binding::Asking { .. } => (String::new(), 0),
         Binding::Proving { uid, subscription } => (uid, subscription),
         Binding::Bound { subscription } => {
             (connection.client.session.uid().to_owned(), subscription)

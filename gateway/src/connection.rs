@@ -15,6 +15,7 @@ use shared::metrics::RouteLabel;
 use shared::packet::{self, PacketType};
 use shared::session::Session;
 use shared::websocket::frame;
+use worker::EventOrder;
 
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
@@ -54,6 +55,8 @@ pub struct Client {
     pub agent: Agent,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Unsent bytes.
     pub outbox: Outbox,
     /// Set from the upgrade on.
@@ -62,6 +65,8 @@ pub struct Client {
     pub in_flight: u32,
     /// The bind that is being proven, and the subscriptions of a bound uid.
     pub binding: Binding,
+    /// The order of what the application is told of this session.
+    pub events: EventOrder,
     /// Label of the last route that was forwarded or pushed, for the log line at the end.
     pub last_route: RouteLabel,
     /// Number of the bus on the reactor that this client's messages use.
@@ -85,6 +90,11 @@ pub struct Client {
 pub enum Binding {
     /// No uid.
     None,
+    /// The application is asked; nothing is claimed yet.
+    Asking {
+        /// The uid to be.
+        uid: String,
+    },
     /// Subscribed, waiting for the proof; the uid is not on the session yet.
     Proving {
         /// The uid to be.
@@ -262,10 +272,12 @@ impl Connection {
         let client = Client {
             agent: Agent::new(rules, now_ms),
             session,
+            handshake: None,
             outbox: Outbox::default(),
             is_web_socket: false,
             in_flight: 0,
             binding: Binding::None,
+            events: EventOrder::default(),
             last_route: RouteLabel::OTHER,
             bus,
             freezing: None,

@@ -259,7 +259,10 @@ pub fn put_push(
     let Turn { rules, core, codec, .. } = turn;
     let connection = connections.at(owner).filter(|connection| {
         let client = &connection.client;
-        client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
+        // A push to a session by its id may be without a uid, as the session may be.
+        let is_meant =
+            client.session.uid() == push.uid || (session.is_some() && push.uid.is_empty());
+        is_meant && session.is_none_or(|id| client.session.id() == id)
     });
     let Some(connection) = connection else {
         core.meter.count(CoreCounter::PushesDropped);

@@ -10,6 +10,7 @@ use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
 use shared::error::{Error, code};
+use shared::handshake;
 use shared::message::{self, Message, MessageType};
 use shared::metadata::{MetadataFields, encode_metadata};
 use shared::metrics::{CoreCounter, DropReason, FailReason, LimitLabel, RouteLabel};
@@ -18,7 +19,7 @@ use shared::packet::Packet;
 use shared::route::Route;
 
 use crate::bus::pending::Pending;
-use crate::bus::targets::{Choice, Waiting};
+use crate::bus::targets::{Choice, LOCAL_TYPE, Waiting};
 use crate::bus::{BusState, Carrier};
 use crate::connection::Client;
 use crate::driver::Token;
@@ -53,7 +54,8 @@ pub fn handle_packet(
             turn.core.meter.count(CoreCounter::RateLimited);
             Ok(())
         }
-        Verdict::Accepted(_) => {
+        Verdict::Accepted(request) => {
+            client.handshake = Some(handshake::encode_request(&request).into());
             turn.core.meter.count(CoreCounter::HandshakesAccepted);
             let outcome =
                 client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
@@ -163,31 +165,23 @@ fn route_message(
     let route = Route::parse(text).map_err(|error| {
         Refusal::new(FailReason::BadRoute, code::BAD_REQUEST, error.to_string())
     })?;
-    let own_type = rules.server_type.as_str();
-    let server_type = route.server_type.unwrap_or(own_type);
-    let is_own = server_type == own_type;
-    let target_type = match &rules.local_type {
-        Some(local) if is_own || server_type == local => local.clone(),
-        Some(_) => return Err(not_found(server_type, &route)),
-        None if is_own || route.service == "sys" => return Err(not_found(server_type, &route)),
-        None => String::new(),
+    let Some(target_type) = target_type(&route, rules) else {
+        return Err(not_found(route.server_type.unwrap_or(&rules.server_type), &route));
     };
-    if route.service == "sys" {
-        return Err(not_found(server_type, &route));
-    }
     if asked.is_request && client.in_flight >= rules.in_flight_connection_max {
         core.meter.limited(LimitLabel::InFlight);
         return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     }
-    if !bus.is_ready() || bus.is_full() {
+    // Without NATS the application in this process still serves.
+    if target_type != LOCAL_TYPE && (!bus.is_ready() || bus.is_full()) {
         return Err(Refusal::new(FailReason::BusDown, code::BUSY, NOT_CONNECTED));
     }
-    let server_type = if target_type.is_empty() { server_type } else { &target_type };
     let full_route;
     let text = if route.server_type.is_some() {
         text
     } else {
-        full_route = format!("{server_type}.{text}");
+        let own_type = rules.local_type.as_ref().unwrap_or(&rules.server_type);
+        full_route = format!("{own_type}.{text}");
         &full_route
     };
     if let Err(limit) = messages::admit_route(&mut client.seats, text, &rules.limits, core.now_us) {
@@ -198,17 +192,28 @@ fn route_message(
         message_id: asked.id,
         is_notify: !asked.is_request || asked.id == 0,
         route: text,
-        server_type,
+        server_type: target_type,
         payload: asked.payload,
         arrived_us: core.now_us,
         deadline_ms: core.now_ms + rules.request_timeout_ms,
     };
-    match bus.targets.choose(server_type, core.now_ms) {
+    match bus.targets.choose(target_type, core.now_ms) {
         Choice::Target(target) => send(&request, target, client, rules, bus, core),
         Choice::Busy => {
             wait(&request, client, bus).inspect_err(|_| core.meter.limited(LimitLabel::Queue))
         }
         Choice::NoServers => Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS)),
+    }
+}
+
+/// The type of the servers that a route goes to; None when clients may not go there, or nobody could serve it.
+fn target_type<'a>(route: &Route<'a>, rules: &Rules) -> Option<&'a str> {
+    let is_own =
+        |name: &str| name == rules.server_type || rules.local_type.as_deref() == Some(name);
+    match route.server_type {
+        _ if route.service == "sys" => None,
+        Some(server_type) if !is_own(server_type) => (!rules.is_standalone).then_some(server_type),
+        _ => rules.local_type.is_some().then_some(LOCAL_TYPE),
     }
 }
 
@@ -310,7 +315,9 @@ pub fn send(
     };
     let route = core.meter.route(request.route);
     client.last_route = route;
+    let is_local = bus.targets.is_local(target);
     if let Carrier::Nats(lines) = &bus.carrier
+        && !is_local
         && encoded.encoded_bytes() > lines.payload_bytes_max
     {
         return Err(Refusal::new(FailReason::TooLarge, code::UNKNOWN, PAYLOAD_TOO_LARGE));
@@ -346,9 +353,15 @@ fn send_request(
     bus: &mut BusState,
 ) {
     let is_kept = bus.targets.has_alternative(server_type);
+    let is_local = bus.targets.is_local(target);
     let Some(target) = bus.targets.begin(target) else { return };
-    match &mut bus.carrier {
-        Carrier::Nats(lines) => {
+    match (&mut bus.carrier, &bus.local) {
+        (_, Some(carrier)) if is_local => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.request(token, Bytes::from(request));
+        }
+        (Carrier::Nats(lines), _) => {
             let bytes = encoded.encoded_bytes();
             lines.request_head(&target.subject, token, bytes);
             let start = lines.out.len();
@@ -358,11 +371,7 @@ fn send_request(
             }
             lines.out.extend_from_slice(b"\r\n");
         }
-        Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
-            encoded.encode(&mut request);
-            carrier.request(token, Bytes::from(request));
-        }
+        (Carrier::None, _) => {}
     }
 }
 
@@ -419,20 +428,22 @@ fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
 /// state is kept here (cluster protocol 23.2).
 fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
+    let is_local = bus.targets.is_local(target);
     let Some(target) = bus.targets.find(target) else { return };
-    match &mut bus.carrier {
-        Carrier::Nats(lines) => {
+    match (&mut bus.carrier, &bus.local) {
+        (_, Some(carrier)) if is_local => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.notify(Bytes::from(request));
+        }
+        (Carrier::Nats(lines), _) => {
             let bytes = encoded.encoded_bytes();
             lines.published += 1;
             encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
             encoded.encode(&mut lines.out);
             lines.out.extend_from_slice(b"\r\n");
         }
-        Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
-            encoded.encode(&mut request);
-            carrier.notify(Bytes::from(request));
-        }
+        (Carrier::None, _) => {}
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use shared::agent::{Agent, AgentState};
 use shared::metrics::RouteLabel;
 use shared::session::Session;
+use worker::EventOrder;
 
 use crate::bus::Bus;
 use crate::connection::{Binding, Client, Connection, Origin};
@@ -38,12 +39,16 @@ pub struct ConnectionState {
     pub agent: AgentState,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Bytes that have not left, in order.
     pub unsent: Vec<u8>,
     /// Requests without an answer.
     pub in_flight: u32,
     /// The cluster's side of the uid.
     pub binding: Binding,
+    /// The order of what the application is told.
+    pub events: EventOrder,
     /// Label of the last route.
     pub last_route: RouteLabel,
     /// An end that has begun.
@@ -94,8 +99,10 @@ impl Connection {
             last_route: client.last_route,
             closing: client.ending.closing(),
             binding: client.binding,
+            events: client.events,
             seats: client.seats,
             session: client.session,
+            handshake: client.handshake,
         }
     }
 
@@ -115,8 +122,10 @@ impl Connection {
         client.agent = Agent::resume(&state.agent, &rules.agent, now_ms);
         client.outbox = Outbox::resume(state.unsent);
         client.is_web_socket = is_web_socket;
+        client.handshake = state.handshake;
         client.in_flight = state.in_flight;
         client.binding = state.binding;
+        client.events = state.events;
         client.last_route = state.last_route;
         client.ending = Ending::resume(state.closing);
         client.seats = state.seats;

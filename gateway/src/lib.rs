@@ -1,7 +1,11 @@
 //! The gateway as a library: reactors that hold the players' connections and forward their messages.
+//!
+//! [`builder::Builder`] is where to begin; the rest is public for tests, benchmarks and the binary.
 
 pub mod admin;
 pub mod allowance;
+pub mod application;
+pub mod builder;
 pub mod bus;
 pub mod calls;
 pub mod clock;
@@ -9,6 +13,7 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod deliver;
+pub mod describe;
 pub mod directory;
 pub mod driver;
 pub mod ending;
@@ -23,6 +28,7 @@ pub mod mailbox;
 pub mod meter;
 pub mod outbox;
 pub mod page;
+pub mod process;
 pub mod reactor;
 pub mod rules;
 mod starting;

@@ -16,6 +16,7 @@ use shared::server::ServerTable;
 use shared::session::SessionId;
 use tokio::sync::Notify;
 
+use crate::application::Verdict;
 use crate::bus::ReplyTo;
 use crate::bus::link::NatsServer;
 use crate::driver::Waker;
@@ -53,6 +54,15 @@ pub enum Mail {
         request: Bytes,
         /// Where the answer goes.
         reply: ReplyTo,
+    },
+    /// What the hosted application thinks of a bind.
+    Judged(Box<Verdict>),
+    /// The hosted application's answer to a call of another server: an encoded `protos.Response`.
+    Reply {
+        /// Where it goes.
+        reply: ReplyTo,
+        /// The encoded response.
+        answer: Bytes,
     },
     /// A push to a session of this reactor (in-process bus): an encoded `protos.Push`.
     Push {
@@ -92,6 +102,7 @@ impl Mail {
     fn payload_bytes(&self) -> usize {
         match self {
             Self::Call { request: bytes, .. }
+            | Self::Reply { answer: bytes, .. }
             | Self::Push { push: bytes, .. }
             | Self::Answer { response: bytes, .. } => bytes.len(),
             _ => 0,

@@ -56,8 +56,10 @@ pub struct Rules {
     pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
-    /// The type that routes of the in-process application carry, in standalone mode.
+    /// The type that routes of the hosted application carry; the own type in a cluster.
     pub local_type: Option<String>,
+    /// Whether there is no cluster.
+    pub is_standalone: bool,
     /// TLS on the ports that speak it.
     pub tls: Option<TlsRules>,
     /// Whom to believe when it speaks for a client behind it.

@@ -40,6 +40,8 @@ pub enum CloseReason {
     Kicked,
     /// The same user logged in again.
     Replaced,
+    /// Closed by the game, without a kick.
+    ClosedByServer,
     /// The gateway holds all the connections it may hold.
     Overload,
     /// Too many connections from the client's address, or too many in a second.
@@ -63,7 +65,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::HandshakeTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
@@ -80,6 +82,7 @@ impl CloseReason {
         Self::Tls,
         Self::Kicked,
         Self::Replaced,
+        Self::ClosedByServer,
         Self::Overload,
         Self::AddressLimit,
         Self::Banned,
@@ -109,6 +112,7 @@ impl CloseReason {
             Self::Tls => "tls",
             Self::Kicked => "kicked",
             Self::Replaced => "replaced",
+            Self::ClosedByServer => "closed_by_server",
             Self::Overload => "overload",
             Self::AddressLimit => "address_limit",
             Self::Banned => "banned",
@@ -123,7 +127,7 @@ impl CloseReason {
     /// The WebSocket status code (RFC 6455, 7.4.1) that tells a browser about this end.
     pub const fn web_socket_code(self) -> u16 {
         match self {
-            Self::Kicked | Self::PeerClosed => 1000,
+            Self::Kicked | Self::ClosedByServer | Self::PeerClosed => 1000,
             Self::Shutdown | Self::IdleTimeout => 1001,
             Self::BadPacket | Self::WebSocketProtocol => 1002,
             Self::Utf8 => 1007,

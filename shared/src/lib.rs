@@ -26,6 +26,7 @@ pub mod proxy;
 pub mod rate;
 pub mod route;
 pub mod router;
+pub mod routing;
 pub mod secret;
 pub mod server;
 pub mod session;

@@ -26,6 +26,10 @@ pub const METADATA_WINDOW: &str = "dragonfruit.window";
 /// Go servers carry it along and ignore it.
 pub const METADATA_PROTOCOL: &str = "dragonfruit.protocol";
 
+/// Metadata key that a Dragonfruit server adds to its record in the moment before it takes the record back, so that
+/// others can tell a server that left from one that crashed. Go servers take the first record of a key only.
+pub const METADATA_LEAVING: &str = "dragonfruit.leaving";
+
 /// Longest id or server type, in bytes. Two of them, the words around them and a uid fit with room to spare into the
 /// 4096 bytes that nats-server allows one control line.
 pub const IDENTITY_BYTES_MAX: usize = 256;

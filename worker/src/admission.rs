@@ -66,6 +66,12 @@ impl Admission {
         (before < self.limits.window && bytes_fit).then_some(permit)
     }
 
+    /// A permit whatever the limits say, for what must not be lost.
+    pub(crate) fn enter(self: &Arc<Self>) -> Permit {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Permit { admission: Arc::clone(self), bytes: 0 }
+    }
+
     /// Requests that wait or run.
     pub(crate) fn in_flight(&self) -> usize {
         self.requests.load(Ordering::Relaxed)

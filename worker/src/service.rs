@@ -13,32 +13,37 @@
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use prost::Message;
+use futures_util::future::BoxFuture;
+use prost::Message as _;
+use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admission, Limits, Permit};
 use crate::answer;
-use crate::call::{Call, Context, Environment};
+use crate::call::{Context, Environment};
 use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
-use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
+use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
 use crate::overload::Overload;
 use crate::panic::error_of_panic;
+use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
-use crate::session::SessionState;
+use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
+use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -67,24 +72,49 @@ impl Reply {
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
+/// The service as its own calls reach it, without keeping it alive.
+pub(crate) struct WeakService(Weak<Inner>);
+
+impl WeakService {
+    /// None while the process ends.
+    pub(crate) fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(Service)
+    }
+}
+
 struct Inner {
     environment: Arc<Environment>,
     routes: Routes,
     hooks: Hooks,
+    began: Mutex<Began>,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
     overload: Overload,
     running: Semaphore,
     limits: Limits,
     keys: RandomState,
-    counters: Arc<Counters>,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
 
+/// What begins with the service.
+#[derive(Default)]
+pub(crate) struct Began {
+    pub(crate) timers: Vec<TimerPlan>,
+    pub(crate) listeners: Vec<Listener>,
+}
+
+/// What goes through the queues of sessions.
+#[expect(clippy::large_enum_variant, reason = "nearly all are messages, which need no other place")]
+enum Job {
+    Message(Message),
+    /// Something that has to come after the messages.
+    Event(BoxFuture<'static, ()>),
+}
+
 /// One request on its way through the queues.
-struct Job {
+struct Message {
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
@@ -115,25 +145,28 @@ impl Service {
     pub(crate) fn new(
         environment: Environment,
         routes: Routes,
-        hooks: Hooks,
+        (hooks, began): (Hooks, Began),
         limits: Limits,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let service = Self(Arc::new(Inner {
             environment: Arc::new(environment),
             routes,
             hooks,
+            began: Mutex::new(began),
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
             overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: RandomState::new(),
-            counters: Arc::new(Counters::default()),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
-        }))
+        }));
+        let own = WeakService(Arc::downgrade(&service.0));
+        let _ = service.0.environment.own_service.set(own);
+        service
     }
 
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through
@@ -142,40 +175,62 @@ impl Service {
         let inner = &self.0;
         let arrived = Instant::now();
         if inner.overload.is_refusing(arrived) {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         }
         let Some(permit) = inner.admission.admit(request.len()) else {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
         let (request, msg) = match decode(request) {
             Ok(parts) => parts,
             Err(error) => {
-                inner.counters.add(Counter::Failed);
+                inner.environment.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { request, msg, arrived, reply, permit };
-        let Some(key) = key else {
-            let ready = Ready::new(inner, arrived);
-            self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
-            return;
-        };
-        match inner.queues.enqueue(key, job) {
+        let job = Job::Message(Message { request, msg, arrived, reply, permit });
+        let Some(key) = key else { return self.spawn(job, arrived) };
+        if let Some(Job::Message(message)) = self.enqueue(key, job, arrived) {
+            inner.environment.counters.add(Counter::Busy);
+            message.reply.send(answer::busy());
+        }
+    }
+
+    /// Runs `work` after the messages of the session that have come before; at once behind a queue that is full, since it
+    /// must not be lost.
+    pub(crate) fn run_behind_messages(
+        &self,
+        frontend_id: &str,
+        session: i64,
+        work: BoxFuture<'static, ()>,
+    ) {
+        let key = self.0.keys.hash_one((frontend_id, session));
+        let now = Instant::now();
+        if let Some(job) = self.enqueue(key, Job::Event(work), now) {
+            self.spawn(job, now);
+        }
+    }
+
+    /// Puts a job behind those of its session; gives it back when there is no room.
+    fn enqueue(&self, key: u64, job: Job, arrived: Instant) -> Option<Job> {
+        match self.0.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
-                let ready = Ready::new(inner, arrived);
+                let ready = Ready::new(&self.0, arrived);
                 self.0.runtime.spawn(async move {
                     ready.inner.clone().run_session(key, job, ready).await;
                 });
+                None
             }
-            Enqueued::Queued => {}
-            Enqueued::Full(job) => {
-                inner.counters.add(Counter::Busy);
-                job.reply.send(answer::busy());
-            }
+            Enqueued::Queued => None,
+            Enqueued::Full(job) => Some(job),
         }
+    }
+
+    fn spawn(&self, job: Job, arrived: Instant) {
+        let ready = Ready::new(&self.0, arrived);
+        self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
     }
 
     /// The largest answer that the link can carry, in bytes of an encoded `protos.Response`. 1 MiB until set.
@@ -190,7 +245,7 @@ impl Service {
 
     /// What happened so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.0.counters
+        &self.0.environment.counters
     }
 
     /// Requests that wait or run.
@@ -219,8 +274,8 @@ impl Service {
         self.in_flight()
     }
 
-    /// The end of an embedded application: the hooks `before_shutdown`, the wait of [`Service::drain`], the hooks
-    /// `on_shutdown`. Returns what was left. `App::run` does it by itself.
+    /// The end of an embedded application: the modules are told, the wait of [`Service::drain`], then timers, modules and
+    /// components end. Returns what was left. `App::run` does it by itself.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.before_shutdown().await;
         let left = self.drain(limit).await;
@@ -228,17 +283,53 @@ impl Service {
         left
     }
 
-    /// Runs the start hooks.
+    /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
-        self.0.hooks.start(&self.0.environment).await
+        let environment = &self.0.environment;
+        self.0.hooks.start(environment).await?;
+        environment.modules.start(environment).await?;
+        for timer in std::mem::take(&mut self.began().timers) {
+            environment.timers.start(timer, environment)?;
+        }
+        Ok(())
     }
 
-    pub(crate) async fn before_shutdown(&self) {
-        self.0.hooks.before_shutdown(&self.0.environment).await;
+    /// Tells the listeners about servers from now on, until the set is dropped.
+    pub fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
+        let listeners = std::mem::take(&mut self.began().listeners);
+        listeners::start(&listeners, discovery, &self.0.environment)
     }
 
-    pub(crate) async fn on_shutdown(&self) {
-        self.0.hooks.on_shutdown(&self.0.environment).await;
+    pub(crate) fn environment(&self) -> &Arc<Environment> {
+        &self.0.environment
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.0.runtime
+    }
+
+    /// Something that [`Service::drain`] waits for as long as the permit lives.
+    pub(crate) fn enter(&self) -> Permit {
+        self.0.admission.enter()
+    }
+
+    fn began(&self) -> MutexGuard<'_, Began> {
+        self.0.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the modules that the end begins; the first step of [`Service::shut_down`], for hosts that take them one by
+    /// one.
+    pub async fn before_shutdown(&self) {
+        self.0.environment.modules.before_shutdown(&self.0.environment).await;
+    }
+
+    /// Ends timers, then modules, then components; the last step of [`Service::shut_down`], for hosts that take them one
+    /// by one.
+    pub async fn on_shutdown(&self) {
+        let environment = &self.0.environment;
+        environment.timers.close().await;
+        environment.modules.shutdown(environment).await;
+        self.0.hooks.shutdown(environment).await;
     }
 }
 
@@ -265,23 +356,31 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job, ready: Ready) {
-        let Job { request, msg, arrived, reply, permit } = job;
+        let Message { request, msg, arrived, reply, permit } = match job {
+            Job::Message(message) => message,
+            Job::Event(work) => {
+                drop(ready);
+                if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                    self.environment.note_panic("", "an event of a session");
+                }
+                return;
+            }
+        };
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
         let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived, ready).await });
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
-            self.counters.add(Counter::Panicked);
-            tracing::error!(route, session_id, "a handler panicked");
+            self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
-            self.counters.add(Counter::Failed);
+            self.environment.counters.add(Counter::Failed);
             tracing::debug!(route, session_id, %error, "a request failed");
             self.map_error(error)
         });
         if outcome.is_ok() {
-            self.counters.add(Counter::Ok);
+            self.environment.counters.add(Counter::Ok);
         }
         if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
             let code = outcome.as_ref().err().map_or("", |error| &error.code);
@@ -316,30 +415,40 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let is_sys = session.is_some();
-        let context = Context {
+        let side = if session.is_some() { Side::Client } else { Side::Server };
+        let context = Arc::new(Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
             metadata: request.metadata,
             frontend_id: request.frontend_id,
             deadline: Some(deadline),
             session,
+            values: Mutex::default(),
+        });
+        let is_acknowledged = side == Side::Client && is_notify;
+        let finish = |data| if is_acknowledged { answer::ack() } else { data };
+        let key = routes::key(&context.route)?;
+        let call = (&context, msg.data);
+        let run = async {
+            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
+            if side == Side::Client {
+                // A session that has gone meanwhile has nobody to save for.
+                let _ = Session::save_changes(&context).await;
+            }
+            outcome
         };
-        let call = Call::new(Arc::new(context), msg.data);
-        let data = self.call(handler, call, deadline, ready).await?;
-        Ok(if is_sys && is_notify { answer::ack() } else { data })
+        self.within(deadline, ready, run).await
     }
 
-    /// Runs the handler until its deadline, where it is dropped.
-    async fn call(
+    /// Runs a handler, with what is around it, until its deadline, where it is dropped.
+    async fn within(
         &self,
-        handler: &AnyHandler,
-        call: Call,
         deadline: Instant,
         ready: Ready,
+        call: impl Future<Output = Result<Bytes>>,
     ) -> Result<Bytes> {
         let expired = |counter| {
-            self.counters.add(counter);
+            self.environment.counters.add(counter);
             Error::new(code::INTERNAL, "rpc client: request timeout")
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
@@ -349,7 +458,7 @@ impl Inner {
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));
         }
-        let outcome = timeout_at(deadline, async { handler.call(call).await }).await;
+        let outcome = timeout_at(deadline, call).await;
         outcome.unwrap_or_else(|_| Err(expired(Counter::Cancelled)))
     }
 

@@ -39,12 +39,15 @@ impl World {
             frontend: false,
             hostname: String::new(),
         };
-        let mut targets = Targets::new(TargetLimits {
-            window: WINDOW,
-            reactors: 1,
-            waiting_max: 1_000,
-            waiting_age_max_us: waiting_age_max_ms * 1_000,
-        });
+        let mut targets = Targets::new(
+            TargetLimits {
+                window: WINDOW,
+                reactors: 1,
+                waiting_max: 1_000,
+                waiting_age_max_us: waiting_age_max_ms * 1_000,
+            },
+            None,
+        );
         targets.update(&ServerTable::new([Arc::new(server)], 1));
         Self {
             targets,

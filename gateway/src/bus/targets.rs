@@ -18,6 +18,8 @@ use crate::driver::Token;
 /// How long a server that did not listen is left out, ms. Short, because its return is not announced when it kept its
 /// lease; a further request that meets nobody is sent to another server, so a wrong guess costs nothing.
 const SUSPECT_MS: u64 = 2_000;
+/// Stands for the type of the application in this process. No route can name it, and no server of the cluster has it.
+pub const LOCAL_TYPE: &str = "";
 /// Payload bytes that wait for one server type at most.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 
@@ -123,6 +125,8 @@ impl TargetLimits {
 /// All targets of one bus.
 pub struct Targets {
     limits: TargetLimits,
+    /// This process, when it hosts an application.
+    local: Option<Arc<Server>>,
     slots: Slab<Target>,
     by_id: HashMap<Box<str>, u32>,
     kinds: HashMap<Box<str>, Kind>,
@@ -130,10 +134,11 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// No servers yet.
-    pub fn new(limits: TargetLimits) -> Self {
-        Self {
+    /// No servers yet, except this process as a server of [`LOCAL_TYPE`] when it hosts an application.
+    pub fn new(limits: TargetLimits, local: Option<Arc<Server>>) -> Self {
+        let mut targets = Self {
             limits,
+            local,
             slots: Slab::new(),
             by_id: HashMap::new(),
             kinds: HashMap::new(),
@@ -141,7 +146,9 @@ impl Targets {
                 state: router::State::new(fastrand::u64(..)),
                 candidates: Vec::new(),
             },
-        }
+        };
+        targets.update(&ServerTable::default());
+        targets
     }
 
     /// Takes over a new list of servers. What is in flight to a server that left stays counted until it is answered.
@@ -149,7 +156,11 @@ impl Targets {
         for kind in self.kinds.values_mut() {
             kind.targets.clear();
         }
-        for server in table.iter() {
+        // Whoever hosts an application does not ask itself over NATS.
+        let local = self.local.clone();
+        let others =
+            table.iter().filter(|other| local.as_ref().is_none_or(|own| own.id != other.id));
+        for server in others.chain(&local) {
             let known = self.by_id.get(server.id.as_str()).copied();
             let key = match known {
                 Some(key) if self.is_unchanged(key, server) => key,
@@ -190,7 +201,11 @@ impl Targets {
     }
 
     fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
-        self.slots.get(key as usize).is_some_and(|target| table.by_id(&target.server.id).is_some())
+        self.is_local(key)
+            || self
+                .slots
+                .get(key as usize)
+                .is_some_and(|target| table.by_id(&target.server.id).is_some())
     }
 
     fn forget(&mut self, key: u32) {
@@ -215,6 +230,11 @@ impl Targets {
     /// How many servers of the type of `key` there are besides it, i.e. whether a second try has somewhere to go.
     pub fn has_alternative(&self, server_type: &str) -> bool {
         self.kinds.get(server_type).is_some_and(|kind| kind.targets.len() > 1)
+    }
+
+    /// Whether `key` is the application in this process.
+    pub fn is_local(&self, key: u32) -> bool {
+        self.slots.get(key as usize).is_some_and(|target| target.server.server_type == LOCAL_TYPE)
     }
 
     /// Counts a request to `key`, and returns where it goes.
@@ -406,7 +426,7 @@ mod tests {
             waiting_max: 10,
             waiting_age_max_us: 1_000_000,
         };
-        let mut targets = Targets::new(limits);
+        let mut targets = Targets::new(limits, None);
         targets.update(&ServerTable::new([server("room", 1)], 1));
         let first = chosen(&mut targets, "room").unwrap();
         targets.begin(first);
@@ -427,5 +447,27 @@ mod tests {
         assert_eq!(targets.choose("room", 0), Choice::NoServers);
         let key = chosen(&mut targets, "chat").unwrap();
         assert_eq!(&*targets.find(key).unwrap().subject, b"pitaya/servers/chat/server-1");
+    }
+
+    #[test]
+    fn the_application_of_this_process_stays_whatever_the_cluster_says() {
+        let limits = TargetLimits {
+            window: 25,
+            reactors: 1,
+            waiting_max: 10,
+            waiting_age_max_us: 1_000_000,
+        };
+        let local = server(LOCAL_TYPE, 1);
+        let mut targets = Targets::new(limits, Some(local));
+        let key = chosen(&mut targets, LOCAL_TYPE).unwrap();
+        assert!(targets.is_local(key));
+        targets.begin(key);
+        // The own record is in the cluster's table under the own type, and gone from it after a loss of etcd.
+        targets.update(&ServerTable::new([server("connector", 5)], 1));
+        assert_eq!(targets.choose("connector", 0), Choice::NoServers);
+        assert_eq!(targets.choose(LOCAL_TYPE, 0), Choice::Busy);
+        targets.update(&ServerTable::default());
+        targets.end(key, 0);
+        assert_eq!(chosen(&mut targets, LOCAL_TYPE), Some(key));
     }
 }

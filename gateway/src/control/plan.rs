@@ -3,13 +3,14 @@
 //! Everything that can be wrong is found here: what the configuration's table could not see (addresses, files,
 //! credentials) is reported together, like the table's own mistakes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use shared::agent::AgentRules;
+use shared::agent::{AgentRules, HandshakeCheck};
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Sources};
 use shared::error::Serializer;
@@ -18,12 +19,15 @@ use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
-use shared::server::Server;
+use shared::server::{METADATA_WINDOW, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
+use worker::nats::NatsSettings;
+
 use super::connector::NatsPlan;
 use super::edge;
+use super::hosting::HostingPlan;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
@@ -55,14 +59,16 @@ pub struct Plan {
     pub metrics: MetricsPlan,
     /// The cluster; none in standalone mode.
     pub cluster: Option<ClusterPlan>,
-    /// The application of standalone mode.
-    pub application: Option<worker::App>,
+    /// The application to host. In a lock, because timers of applications cannot be shared by threads.
+    application: Mutex<Option<worker::App>>,
     /// What all this was worked out from.
     pub config: Config,
     /// Where to read it again from; none when it was made by a program.
     pub sources: Option<Sources>,
     /// The log whose level a reload changes.
     pub log: Option<LogLevel>,
+    /// What else the rules depend on.
+    pub(crate) kind: GatewayKind,
 }
 
 /// NATS and etcd.
@@ -75,15 +81,57 @@ pub struct ClusterPlan {
     pub discovery: DiscoveryOptions,
     /// What others see of this server.
     pub own: Server,
+    /// How the hosted application reaches others, if there is one.
+    pub hosting: Option<HostingPlan>,
 }
 
 impl Plan {
+    /// Judges each client's handshake, after the checks that there are; the first failure refuses the client, with its
+    /// text in the log only. The check runs on the thread of a reactor and must not wait for anything. For gateways
+    /// that are built from this library; an application in the same process brings its own checks.
+    pub fn handshake(
+        mut self,
+        name: &str,
+        check: impl Fn(&worker::Handshake) -> worker::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        if let Some(rules) = Arc::get_mut(&mut self.rules) {
+            rules.agent.checks.push((name.to_owned(), handshake_check(Box::new(check))));
+        }
+        self
+    }
+
     /// Works a configuration out. With an application the gateway is standalone, whatever `pitaya.mode` says.
     ///
     /// Errors: every mistake, each a sentence for the operator.
     pub fn new(config: &Config, application: Option<worker::App>) -> Result<Self, Vec<String>> {
-        let mut mistakes = Vec::new();
         let is_standalone = application.is_some();
+        Self::build(config, application, is_standalone)
+    }
+
+    /// Works out the configuration of a gateway that is part of a cluster and serves routes of its own type itself. The
+    /// type is `pitaya.server.type` if that is given, and the application's otherwise.
+    ///
+    /// Errors: every mistake, each a sentence for the operator.
+    pub fn hosting(config: &Config, application: worker::App) -> Result<Self, Vec<String>> {
+        Self::build(config, Some(application), false)
+    }
+
+    fn build(
+        config: &Config,
+        application: Option<worker::App>,
+        is_standalone: bool,
+    ) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let own_type = config.string("pitaya.server.type");
+        let mut application = application.map(|app| {
+            let is_renamed = !is_standalone && config.is_set("pitaya.server.type");
+            let app = app.configured(config);
+            if is_renamed { app.with_server_type(own_type) } else { app }
+        });
+        let server_type = match &application {
+            Some(app) if !is_standalone => app.server_type().to_owned(),
+            _ => own_type.to_owned(),
+        };
         if !is_standalone && config.string("pitaya.mode") == "standalone" {
             mistakes.push(
                 "pitaya.mode = standalone needs an application in this process; the stock gateway has the demo: \
@@ -96,17 +144,25 @@ impl Plan {
             threads => threads,
         };
         let ports = edge::ports(config, &mut mistakes);
-        let local_type = application.as_ref().map(|app| app.server_type().to_owned());
-        let rules = rules(config, reactors, local_type, &mut mistakes);
-        let cluster =
-            (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
+        let metrics = MetricsPlan::new(config, &server_type);
+        let local = application.as_ref();
+        let local = local.map(|app| (app.server_type().to_owned(), app.route_codes().clone()));
+        let kind = GatewayKind { server_type, is_standalone, reactors, local };
+        let mut rules = rules(config, &kind, &mut mistakes);
+        if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
+            let checks = application.take_handshake_checks().into_iter();
+            rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
+        }
+        let window = application.as_ref().map(worker::App::window);
+        let cluster = (!is_standalone)
+            .then(|| cluster(config, rules.as_ref(), window, &mut mistakes))
+            .flatten();
         let admin = admin_addresses(config, &mut mistakes);
         let driver = match config.string("pitaya.gateway.driver") {
             "uring" => Kind::Uring,
             "epoll" => Kind::Epoll,
             _ => Kind::Auto,
         };
-        let metrics = MetricsPlan::new(config);
         let is_pinned = config.bool("pitaya.gateway.pin");
         match rules {
             Some(rules) if mistakes.is_empty() => Ok(Self {
@@ -119,14 +175,40 @@ impl Plan {
                 admin,
                 metrics,
                 cluster,
-                application,
+                application: Mutex::new(application),
                 config: config.clone(),
                 sources: None,
                 log: None,
+                kind,
             }),
             _ => Err(mistakes),
         }
     }
+
+    /// The application, once.
+    pub(crate) fn take_application(&self) -> Option<worker::App> {
+        self.application.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// What the rules depend on besides the configuration; decided at the start.
+#[derive(Clone)]
+pub(crate) struct GatewayKind {
+    server_type: String,
+    is_standalone: bool,
+    reactors: usize,
+    /// Type and route codes of the hosted application.
+    local: Option<(String, BTreeMap<String, u16>)>,
+}
+
+/// A check of the application as the agent runs it. One that panics refuses.
+fn handshake_check(check: worker::Check) -> HandshakeCheck {
+    Arc::new(move |request| {
+        let handshake = worker::Handshake::new(request.clone());
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&handshake)));
+        let outcome = judged.unwrap_or_else(|_| Err(worker::Error::unknown("the check panicked")));
+        outcome.map_err(|error| error.to_string())
+    })
 }
 
 pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
@@ -159,8 +241,7 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
 
 pub(super) fn rules(
     config: &Config,
-    reactors: usize,
-    local_type: Option<String>,
+    kind: &GatewayKind,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
     let serializer =
@@ -168,7 +249,15 @@ pub(super) fn rules(
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
-    let dictionary = config.dictionary();
+    let mut dictionary = config.dictionary();
+    if let Some((_, codes)) = &kind.local {
+        // What an operator gives counts more than what the application was built with.
+        let codes = codes.iter().filter(|(route, _)| dictionary.code(route).is_none());
+        let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
+        if let Err(error) = dictionary.insert_all(codes) {
+            mistakes.push(format!("the application's route dictionary: {error}"));
+        }
+    }
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
     let agent =
         agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
@@ -179,7 +268,7 @@ pub(super) fn rules(
     };
     Some(Rules {
         server_id,
-        server_type: config.string("pitaya.server.type").to_owned(),
+        server_type: kind.server_type.clone(),
         agent,
         wire: WireLimits {
             packet_bytes_max,
@@ -203,7 +292,7 @@ pub(super) fn rules(
         in_flight_connection_max: config.int("pitaya.gateway.inflight.connection") as u32,
         targets: TargetLimits {
             window: config.int("pitaya.gateway.inflight.target") as u32,
-            reactors: reactors as u32,
+            reactors: kind.reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
             waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
@@ -211,7 +300,8 @@ pub(super) fn rules(
         limits: LimitRules::new(config, mistakes),
         is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
-        local_type,
+        local_type: kind.local.as_ref().map(|(local_type, _)| local_type.clone()),
+        is_standalone: kind.is_standalone,
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
         told_address: edge::told_address(config),
@@ -257,6 +347,7 @@ fn limiter_rule(config: &Config) -> Option<LimiterRule> {
 fn cluster(
     config: &Config,
     rules: Option<&Rules>,
+    application_window: Option<usize>,
     mistakes: &mut Vec<String>,
 ) -> Option<ClusterPlan> {
     let rules = rules?;
@@ -283,14 +374,26 @@ fn cluster(
         urls,
         options,
     };
+    let mut metadata = config.map("pitaya.server.metadata");
+    if let Some(window) = application_window {
+        metadata.insert(METADATA_WINDOW.to_owned(), window.to_string());
+    }
+    let hosting = application_window.map(|_| HostingPlan {
+        nats: NatsSettings::of(
+            config,
+            format!("{}/{}/application", rules.server_type, rules.server_id),
+        ),
+        is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
+    });
     let own = Server {
         id: rules.server_id.clone(),
         server_type: rules.server_type.clone(),
-        metadata: config.map("pitaya.server.metadata"),
+        metadata,
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery: DiscoveryOptions::new(config), own })
+    let discovery = DiscoveryOptions::new(config);
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting })
 }
 
 fn nats_auth(config: &Config) -> Result<Auth, String> {

@@ -10,7 +10,7 @@ use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
 use shared::cluster::etcd::EtcdError;
 use shared::config::{Config, Renewal, Sources};
 
-use super::plan::{Plan, rules};
+use super::plan::{GatewayKind, Plan, rules};
 use crate::allowance;
 use crate::limits::Limits;
 use crate::logging::LogLevel;
@@ -28,7 +28,7 @@ pub struct Upkeep {
     config: Config,
     sources: Option<Sources>,
     log: Option<LogLevel>,
-    reactors: usize,
+    kind: GatewayKind,
     rules: Arc<Rules>,
     bans: BanHandle,
     limits: Arc<Limits>,
@@ -49,7 +49,7 @@ impl Upkeep {
             config: plan.config.clone(),
             sources: plan.sources.clone(),
             log: plan.log.clone(),
-            reactors: plan.reactors,
+            kind: plan.kind.clone(),
             rules: plan.rules.clone(),
             bans,
             limits,
@@ -85,7 +85,7 @@ impl Upkeep {
         let mut mistakes = Vec::new();
         let level = config.string("pitaya.log.level");
         let filter = LogLevel::parse(level).map_err(|error| mistakes.push(error)).ok();
-        let renewed = rules(&config, self.reactors, self.rules.local_type.clone(), &mut mistakes);
+        let renewed = rules(&config, &self.kind, &mut mistakes);
         let renewed = renewed.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.clone())?;
         let renewed = Arc::new(self.rules.renewed(renewed)?);
         if let (Some(log), Some(filter)) = (&self.log, filter) {

@@ -10,6 +10,7 @@ use shared::metrics::{CoreCounter, LimitLabel};
 use shared::session::SessionId;
 
 use super::{Reactor, pressure};
+use crate::application;
 use crate::bus::ReplyTo;
 use crate::calls;
 use crate::connection::Connection;
@@ -98,6 +99,7 @@ impl Reactor {
             log_end(connection, reason, &self.core.meter);
         }
         calls::unbind(connection, &mut bus.state, &self.core.directory);
+        application::tell_closed(&mut connection.client, reason, &self.rules, &bus.state);
         connection.client.begin_close(reason, &mut self.core.put(&self.rules));
         self.core.meter.closed(reason);
         if reason == CloseReason::OutboxLimit {
@@ -172,7 +174,14 @@ impl Reactor {
             Err(_) => calls::bad_request("cannot decode the request"),
             Ok(view) => match (view.msg, calls::addressee(&view)) {
                 (None, _) => calls::bad_request("the request has no message"),
-                (Some(message), None) => calls::route_not_found(message.route),
+                // Not about a session of this gateway: the application's, if it has one.
+                (Some(message), None) => match &self.bus_parts.local {
+                    Some(local) if local.service().is_some() => {
+                        local.serve(self.core.reactor, request.clone(), reply);
+                        return;
+                    }
+                    _ => calls::route_not_found(message.route),
+                },
                 (Some(message), Some(addressee)) => {
                     let Some((session, place)) = calls::find(&self.core.directory, addressee)
                     else {
@@ -221,24 +230,25 @@ impl Reactor {
 
     /// Kicks the sessions whose user has logged in elsewhere, here or on other reactors.
     pub(super) fn kick_replaced(&mut self) {
-        while let Some(session) = self.core.replaced.pop() {
-            self.kick(session, true);
-        }
+        let mut replaced = std::mem::take(&mut self.core.replaced);
+        // One that could not be handed on is tried again with the next turn: two sessions of a user must not stay.
+        replaced.retain(|session| !self.kick(*session, true));
+        self.core.replaced = replaced;
     }
 
-    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) {
+    /// Kicks a session, here or on another reactor; false when that one's mailbox is full.
+    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) -> bool {
         if self.keep_letter(Mail::Kick { session, is_replaced }).is_none() {
-            return;
+            return true;
         }
-        let Some(place) = self.core.directory.find(session) else { return };
+        let Some(place) = self.core.directory.find(session) else { return true };
         if place.reactor != self.core.reactor {
-            if let Some(mailbox) = self.core.mailboxes.get(place.reactor) {
-                // A full box loses the kick; the uid has moved on, so the old session gets no more pushes.
-                if mailbox.send(Mail::Kick { session, is_replaced }).is_err() {
-                    self.core.meter.count(CoreCounter::MailboxFull);
-                }
+            let Some(mailbox) = self.core.mailboxes.get(place.reactor) else { return true };
+            let is_sent = mailbox.send(Mail::Kick { session, is_replaced }).is_ok();
+            if !is_sent {
+                self.core.meter.count(CoreCounter::MailboxFull);
             }
-            return;
+            return is_sent;
         }
         let reason = if is_replaced { CloseReason::Replaced } else { CloseReason::Kicked };
         self.with_connection(place.token, |connection, turn| {
@@ -246,6 +256,7 @@ impl Reactor {
                 calls::kick(connection, reason, turn.rules, turn.core);
             }
         });
+        true
     }
 }
 

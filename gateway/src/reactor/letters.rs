@@ -1,12 +1,15 @@
 //! Letters from the control thread, from other reactors and from the application of standalone mode.
 
 use proto::wire::PushView;
+use shared::metrics::CoreCounter;
 use shared::session::SessionId;
 
 use super::{Reactor, Report, Stage};
+use crate::application::{self, Verdict};
 use crate::connections::Occupant;
-use crate::deliver;
-use crate::mailbox::Mail;
+use crate::directory::Place;
+use crate::mailbox::{Mail, MailboxFull};
+use crate::{calls, deliver};
 
 /// Letters handled in one turn at most.
 const LETTERS_PER_TURN: usize = 256;
@@ -54,8 +57,19 @@ impl Reactor {
             Mail::Unlisten => self.unlisten(),
             Mail::BusConnected { socket, server } => self.handle_bus_connected(socket, server),
             Mail::Call { request, reply } => self.serve_call(&request, reply),
+            Mail::Judged(verdict) => self.handle_verdict(verdict),
+            Mail::Reply { reply, answer } => {
+                let home = self.home;
+                self.with_bus(home, |_, turn| turn.bus.reply(reply, &answer));
+            }
             Mail::Push { session, push } => self.handle_push(session, &push),
-            Mail::Kick { session, is_replaced } => self.kick(session, is_replaced),
+            Mail::Kick { session, is_replaced } => {
+                // A session that has moved on meanwhile is followed once more; a full box loses a kick that a server
+                // asked for, which is counted.
+                if !self.kick(session, is_replaced) && is_replaced {
+                    self.core.replaced.push(session);
+                }
+            }
             Mail::Answer { bus, token, response } => {
                 let found = self.buses.iter().find(|(_, entry)| entry.state.id == bus);
                 if let Some((number, _)) = found {
@@ -77,6 +91,38 @@ impl Reactor {
             self.driver.unlisten(token);
         }
         self.report(Report::Unlistened { reactor: self.core.reactor });
+    }
+
+    /// The session may have moved or ended since the application was asked.
+    fn handle_verdict(&mut self, verdict: Box<Verdict>) {
+        let place = self.core.directory.find(verdict.session);
+        if let Some(Place { reactor, .. }) = place
+            && reactor != self.core.reactor
+            && let Some(mailbox) = self.core.mailboxes.get(reactor)
+        {
+            if let Err(MailboxFull(Mail::Judged(verdict))) = mailbox.send(Mail::Judged(verdict)) {
+                // Tried again with the letters of the next turn.
+                self.mailbox.send(Mail::Judged(verdict)).unwrap_or_else(|_| {
+                    self.core.meter.count(CoreCounter::MailboxFull);
+                });
+            }
+            return;
+        }
+        let mut verdict = Some(*verdict);
+        if let Some(Place { token, .. }) = place {
+            self.with_connection(token, |connection, turn| {
+                let is_meant =
+                    |verdict: &mut Verdict| verdict.session == connection.client.session.id();
+                if let Some(verdict) = verdict.take_if(is_meant) {
+                    application::judge(connection, verdict, turn);
+                }
+            });
+        }
+        if let Some(verdict) = verdict {
+            let home = self.home;
+            let answer = calls::session_not_found();
+            self.with_bus(home, |_, turn| turn.bus.reply(verdict.reply, &answer));
+        }
     }
 
     /// A push over the in-process bus. The session may have left since it was looked up; then nobody misses it.

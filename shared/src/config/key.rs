@@ -119,6 +119,8 @@ pub enum Kind {
     Map,
     /// `route=code` pairs, codes from 1 to 65535; a table in a file.
     Dictionary,
+    /// `type=policy` pairs, with a name of [`crate::router::Policy`]; a table in a file.
+    Policies,
     /// `host:port`; no host means all addresses.
     Address,
     /// Addresses separated by commas; empty or `off` means none.
@@ -181,6 +183,10 @@ impl fmt::Display for Kind {
             Self::Map => formatter.write_str("name=value pairs separated by commas"),
             Self::Dictionary => {
                 formatter.write_str("route=code pairs separated by commas, codes from 1 to 65535")
+            }
+            Self::Policies => {
+                let names = crate::router::Policy::NAMES.map(|(name, _)| name);
+                write!(formatter, "type=policy pairs separated by commas, of {}", names.join(", "))
             }
             Self::Address => formatter.write_str("host:port, or :port for all addresses"),
             Self::Addresses => {

@@ -29,6 +29,8 @@ pub use table::KEYS;
 pub use value::Secret;
 
 use crate::dictionary::Dictionary;
+use crate::router::Policy;
+use crate::routing::Routing;
 use load::{Loader, Slot};
 use value::Value;
 
@@ -232,6 +234,15 @@ impl Config {
         let mut dictionary = check::dictionary_of(&map).unwrap_or_default();
         dictionary.for_pushes = self.bool("pitaya.gateway.dictionary.pushes");
         dictionary
+    }
+
+    /// What `pitaya.routing` says, and `policy` where it says nothing.
+    pub fn routing(&self, policy: Policy) -> Routing {
+        let mut routing = Routing::new(policy);
+        if let Err(mistake) = routing.set_all(&self.map("pitaya.routing")) {
+            debug_assert!(false, "checked when it was loaded: {mistake}");
+        }
+        routing
     }
 
     /// The metrics that the application declares in the file.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::key::Kind::{
     Address, Addresses, Bool, Choice, CustomMetrics, Dictionary, Float, Int, List, Map, Path,
-    Secret, ServerName, Text, Urls,
+    Policies, Secret, ServerName, Text, Urls,
 };
 use super::key::UsedBy::{Both, Gateway, Worker};
 use super::key::{Key, Kind, row};
@@ -190,6 +190,8 @@ pub static KEYS: &[Key] = &[
         .worker_default("room"),
     row(Both, "pitaya.server.id", ServerName { may_be_empty: true }, "", "Id of this server; empty means a random one."),
     row(Both, "pitaya.server.metadata", Map, "", "What others see of this server in service discovery."),
+    row(Both, "pitaya.routing", Policies, "",
+        "How a server is chosen for a forwarded message or a call, by server type; default stands for all other types."),
     row(Both, "pitaya.admin.listen", Addresses, "127.0.0.1:9091",
         "Health and administration; /healthz and /readyz are on the metrics port too.")
         .worker_default("127.0.0.1:9092"),
