@@ -5,6 +5,7 @@ use worker::App;
 
 use crate::control::plan::Plan;
 use crate::gateway::{Commands, Gateway, StartError};
+use crate::wrapper::Wrapper;
 use crate::{logging, process};
 
 /// A gateway under construction: what Pitaya calls a connector.
@@ -39,6 +40,7 @@ pub struct Builder {
     config: Config,
     sources: Option<Sources>,
     application: Option<App>,
+    wrappers: Vec<Box<dyn FnOnce(Plan) -> Plan>>,
 }
 
 /// Why a gateway could not be built or started.
@@ -58,7 +60,7 @@ pub enum BuildError {
 impl Builder {
     /// A gateway with this configuration, which only forwards until it is given an application.
     pub fn new(config: Config) -> Self {
-        Self { config, sources: None, application: None }
+        Self { config, sources: None, application: None, wrappers: Vec::new() }
     }
 
     /// The same with the environment's configuration, under Pitaya's names.
@@ -79,7 +81,7 @@ impl Builder {
     pub fn from_sources(sources: Sources) -> Result<Self, BuildError> {
         let texts = |errors: &[ConfigError]| errors.iter().map(ToString::to_string).collect();
         let config = sources.load().map_err(|errors| BuildError::Configuration(texts(&errors)))?;
-        Ok(Self { config, sources: Some(sources), application: None })
+        Ok(Self { sources: Some(sources), ..Self::new(config) })
     }
 
     /// The application to host. Its type is the gateway's, unless `pitaya.server.type` is given, which names both.
@@ -89,11 +91,18 @@ impl Builder {
         self
     }
 
+    /// Puts a wrapper around all connections of clients, outside those that were given before.
+    #[must_use]
+    pub fn wrap(mut self, wrapper: impl Wrapper) -> Self {
+        self.wrappers.push(Box::new(move |plan| plan.wrap(wrapper)));
+        self
+    }
+
     /// What is to be started, worked out and checked.
     ///
     /// Errors: everything that is wrong with the configuration.
     pub fn plan(self) -> Result<Plan, BuildError> {
-        let Self { config, sources, application } = self;
+        let Self { config, sources, application, wrappers } = self;
         let is_hosting = config.string("pitaya.mode") != "standalone";
         let plan = match application {
             Some(application) if is_hosting => Plan::hosting(&config, application),
@@ -101,7 +110,7 @@ impl Builder {
         };
         let mut plan = plan.map_err(BuildError::Configuration)?;
         plan.sources = sources;
-        Ok(plan)
+        Ok(wrappers.into_iter().fold(plan, |plan, wrap| wrap(plan)))
     }
 
     /// Starts the gateway and returns when it serves.

@@ -24,6 +24,7 @@ use crate::limits::Seats;
 use crate::outbox::{BufferPool, Outbox, Sent, Way};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
+use crate::wrapper::Filters;
 
 /// One client.
 pub struct Connection {
@@ -65,6 +66,8 @@ pub struct Client {
     pub in_flight: u32,
     /// The bind that is being proven, and the subscriptions of a bound uid.
     pub binding: Binding,
+    /// What the application's wrappers have put in front of its packets.
+    pub filters: Filters,
     /// The order of what the application is told of this session.
     pub events: EventOrder,
     /// Label of the last route that was forwarded or pushed, for the log line at the end.
@@ -277,6 +280,7 @@ impl Connection {
             is_web_socket: false,
             in_flight: 0,
             binding: Binding::None,
+            filters: None,
             events: EventOrder::default(),
             last_route: RouteLabel::OTHER,
             bus,

@@ -22,6 +22,7 @@ use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
 use crate::wire::{Wire, WireState};
+use crate::wrapper::Filters;
 
 /// One client at rest.
 pub struct ConnectionState {
@@ -47,6 +48,8 @@ pub struct ConnectionState {
     pub in_flight: u32,
     /// The cluster's side of the uid.
     pub binding: Binding,
+    /// What the application's wrappers have put in front of its packets.
+    pub filters: Filters,
     /// The order of what the application is told.
     pub events: EventOrder,
     /// Label of the last route.
@@ -99,6 +102,7 @@ impl Connection {
             last_route: client.last_route,
             closing: client.ending.closing(),
             binding: client.binding,
+            filters: client.filters,
             events: client.events,
             seats: client.seats,
             session: client.session,
@@ -125,6 +129,7 @@ impl Connection {
         client.handshake = state.handshake;
         client.in_flight = state.in_flight;
         client.binding = state.binding;
+        client.filters = state.filters;
         client.events = state.events;
         client.last_route = state.last_route;
         client.ending = Ending::resume(state.closing);

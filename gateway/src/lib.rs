@@ -35,3 +35,4 @@ mod starting;
 pub mod tls;
 pub mod turn;
 pub mod wire;
+pub mod wrapper;

@@ -17,6 +17,7 @@ use crate::limits::LimitRules;
 use crate::page::Pages;
 use crate::tls::{CertificateError, Certificates};
 use crate::wire::{Protocol, WireLimits};
+use crate::wrapper::Wrapper;
 
 /// What all reactors of the process have in common.
 pub struct Rules {
@@ -66,6 +67,8 @@ pub struct Rules {
     pub proxies: ProxyRules,
     /// How much of a client's address workers are told.
     pub told_address: ToldAddress,
+    /// What the application has put in front of its clients' packets, the innermost first.
+    pub wrappers: Vec<Arc<dyn Wrapper>>,
     /// Files served on the WebSocket listener, for the demo.
     pub pages: Option<Pages>,
 }
@@ -105,6 +108,7 @@ impl Rules {
     pub fn renewed(&self, mut newer: Self) -> Result<Self, Vec<String>> {
         newer.server_id.clone_from(&self.server_id);
         newer.agent.checks.clone_from(&self.agent.checks);
+        newer.wrappers.clone_from(&self.wrappers);
         match (&self.tls, &mut newer.tls) {
             (None, None) => {}
             (Some(tls), Some(newer_tls)) => {

@@ -38,6 +38,7 @@ use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
 use crate::wire::{Content, WireLimits};
+use crate::wrapper::Wrapper;
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -96,6 +97,14 @@ impl Plan {
     ) -> Self {
         if let Some(rules) = Arc::get_mut(&mut self.rules) {
             rules.agent.checks.push((name.to_owned(), handshake_check(Box::new(check))));
+        }
+        self
+    }
+
+    /// Puts a wrapper around all connections of clients, outside those that there are.
+    pub fn wrap(mut self, wrapper: impl Wrapper) -> Self {
+        if let Some(rules) = Arc::get_mut(&mut self.rules) {
+            rules.wrappers.push(Arc::new(wrapper));
         }
         self
     }
@@ -305,6 +314,7 @@ pub(super) fn rules(
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
         told_address: edge::told_address(config),
+        wrappers: Vec::new(),
         pages: is_demo.then(Pages::demo),
     })
 }

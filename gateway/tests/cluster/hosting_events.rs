@@ -1,8 +1,12 @@
 //! What a hosted application is told: handshakes, binds, ends of sessions, its own start and end.
 
+use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use client::raw::{RawClient, RawError};
+use gateway::builder::Builder;
+use gateway::wrapper::{Filter, Passage};
+use shared::packet::PacketType;
 use worker::prelude::*;
 
 use crate::backend::error_in;
@@ -212,5 +216,79 @@ fn handshakes_are_judged_and_a_check_that_panics_refuses_only_its_client() {
         assert_eq!(codes, [("connector.entry.bind", 1), ("room.room.echo", 2)], "{driver}");
         bind(&mut others, "ann").unwrap();
         gateway.stop();
+    }
+}
+
+/// Judges packets by their first byte.
+struct FirstByte;
+
+impl Filter for FirstByte {
+    fn handle_packet(&mut self, kind: PacketType, body: &[u8]) -> Passage {
+        match (kind, body.windows(5).find(|part| part.starts_with(b"!"))) {
+            (PacketType::Data, Some(b"!drop")) => Passage::Drop,
+            (PacketType::Data, Some(b"!shut")) => Passage::Close,
+            (PacketType::Data, Some(b"!boom")) => panic!("as the test asks"),
+            _ => Passage::Pass,
+        }
+    }
+}
+
+#[test]
+fn wrappers_see_every_packet_first_and_one_that_panics_closes_only_its_client() {
+    let world = World::new();
+    for driver in DRIVERS {
+        let (seen, packets) = channel();
+        let seen = std::sync::Mutex::new(seen);
+        let builder = Builder::new(world.config(driver, &[]))
+            .application(
+                App::new("connector")
+                    .on("entry.echo", async |body: String| -> Result<_> { Ok(body) }),
+            )
+            .wrap(|_: SocketAddr| Some(Box::new(FirstByte) as Box<dyn Filter>))
+            .wrap(move |peer: SocketAddr| {
+                let seen = seen.lock().unwrap().clone();
+                let count = move |kind: PacketType| seen.send((peer, kind)).unwrap();
+                Some(Box::new(Seen(count)) as Box<dyn Filter>)
+            });
+        let gateway = builder.start().unwrap();
+        let mut client = tcp(&gateway);
+        let mut others = tcp(&gateway);
+        let dropped = client.send_request("entry.echo", br#""!drop""#).unwrap();
+        let answer = client.request("entry.echo", br#""passes""#).unwrap();
+        assert!(answer.id > dropped && answer.text() == r#""passes""#, "{driver}");
+        let address = client.socket().local_addr().unwrap();
+        let of_client: Vec<PacketType> = packets
+            .try_iter()
+            .filter_map(|(peer, kind)| (peer == address).then_some(kind))
+            .collect();
+        let expected = [PacketType::Handshake, PacketType::HandshakeAck, PacketType::Data];
+        assert_eq!(
+            of_client, expected,
+            "{driver}: what the inner one drops, the outer one never sees"
+        );
+        for bad in ["!shut", "!boom"] {
+            let mut client = tcp(&gateway);
+            client.send_request("entry.echo", format!("{bad:?}").as_bytes()).unwrap();
+            client.expect_close(SOON).unwrap();
+        }
+        assert_eq!(others.request("entry.echo", br#""here""#).unwrap().text(), r#""here""#);
+        gateway.stop();
+
+        let refusing = Builder::new(world.config(driver, &[]))
+            .application(App::new("connector"))
+            .wrap(|_: SocketAddr| None::<Box<dyn Filter>>);
+        let gateway = refusing.start().unwrap();
+        let mut client = RawClient::connect_tcp(gateway.addresses().tcp[0]).unwrap();
+        assert!(client.handshake().is_err(), "{driver}");
+        gateway.stop();
+    }
+}
+
+struct Seen<F>(F);
+
+impl<F: FnMut(PacketType) + Send + 'static> Filter for Seen<F> {
+    fn handle_packet(&mut self, kind: PacketType, _: &[u8]) -> Passage {
+        (self.0)(kind);
+        Passage::Pass
     }
 }
