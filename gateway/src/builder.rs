@@ -136,7 +136,8 @@ impl Builder {
         let format = self.config.string("pitaya.log.format").to_owned();
         let mut plan = self.plan()?;
         // An application with a log of its own keeps it.
-        plan.log = logging::start(&level, &format).ok();
+        let (log, _written_until_the_end) = logging::start(&level, &format).ok().unzip();
+        plan.log = log;
         process::raise_descriptor_limit();
         let commands = Commands::new();
         process::watch(commands.sender())?;

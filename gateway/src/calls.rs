@@ -20,6 +20,7 @@ use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
 use crate::describe;
 use crate::directory::{Directory, Place};
+use crate::mailbox::Mail;
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
 
@@ -187,7 +188,7 @@ pub fn begin_bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: 
             application::confirm_bind(client, reply, rules, bus);
         }
         Carrier::Nats(lines) => {
-            let subscription = bus.subscriptions.insert(connection.token);
+            let subscription = bus.subscriptions.insert(connection.token, uid);
             subscribe(&mut lines.out, rules, uid, subscription);
             client.binding = Binding::Proving { uid: uid.to_owned(), subscription };
             lines.wants_barrier = true;
@@ -203,8 +204,10 @@ pub fn subscribe(out: &mut Vec<u8>, rules: &Rules, uid: &str, subscription: u64)
     }
 }
 
-/// Confirms a bind: the NATS server has the subscriptions, so no push to this user can be lost from here on.
-pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &mut BusState) {
+/// Confirms a bind: the NATS server has the subscriptions, so no push to this user can be lost from here on. With a
+/// binding storage the confirmation waits until others find the user there.
+pub fn proven(connection: &mut Connection, reply: ReplyTo, turn: &mut Turn<'_>) {
+    let Turn { rules, core, bus, .. } = turn;
     let Binding::Proving { uid, subscription } = &connection.client.binding else {
         bus.reply(reply, &session_not_found());
         return;
@@ -212,18 +215,32 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
     let (uid, subscription) = (uid.clone(), *subscription);
     connection.client.session.set_uid(&uid);
     connection.client.binding = Binding::Bound { subscription };
+    let session = connection.client.session.id();
+    let mailbox = core.mailboxes.get(core.reactor).cloned();
+    let mut reply = Some(reply);
+    let is_noted = core.directory.note_bound(&uid, || {
+        let reply = reply.take().unwrap_or_default();
+        // A full mailbox loses the confirmation; the caller asks again and is told that the session is bound.
+        Box::new(move || drop(mailbox.map(|mailbox| mailbox.send(Mail::Bound { session, reply }))))
+    });
     if rules.is_session_unique {
         let announcement = proto::BindMsg { uid, fid: rules.server_id.clone() };
         bus.publish(rules.bindings_subject().as_bytes(), &announcement.encode_to_vec());
     }
-    application::confirm_bind(&mut connection.client, reply, rules, bus);
+    if !is_noted {
+        application::confirm_bind(&mut connection.client, reply.unwrap_or_default(), rules, bus);
+    }
+}
+
+/// Answers a bind with success.
+pub fn confirm(reply: ReplyTo, bus: &mut BusState) {
+    bus.reply(reply, wire::RESPONSE_NESTED_ACK);
 }
 
 /// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
 /// server complains of; anything else than a subscription for a bind under way is nothing to this function.
 pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
-    let subject = text.split('"').nth(1).filter(|_| text.starts_with(SUBSCRIPTION_REFUSED));
-    let Some(subject) = subject else { return };
+    let Some(subject) = refused_subject(text) else { return };
     let Turn { rules, core, bus, .. } = turn;
     let mut is_meant = |proof: &Proof| match connections.find(proof.connection, proof.session) {
         Some(Connection {
@@ -241,6 +258,15 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));
     }
+}
+
+/// Whether the server complains that it does not permit this subscription.
+pub fn is_refused(text: &str, subject: &str) -> bool {
+    refused_subject(text) == Some(subject)
+}
+
+fn refused_subject(text: &str) -> Option<&str> {
+    text.strip_prefix(SUBSCRIPTION_REFUSED)?.split('"').nth(1)
 }
 
 /// How nats-server begins to say that a subscription is not permitted.

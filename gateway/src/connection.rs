@@ -148,6 +148,11 @@ impl Client {
         let is_compressed = payload.is_compressed;
         let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
         let body_bytes = message::head_bytes(&head, &rules.dictionary) + payload.bytes.len();
+        self.has_room_for_push_of(body_bytes, rules)
+    }
+
+    /// The same for a packet with a body of this length.
+    pub fn has_room_for_push_of(&self, body_bytes: usize, rules: &Rules) -> bool {
         let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
         self.outbox.has_room(framed_bytes, rules.outbox_bytes_max / 4 * 3)
     }

@@ -19,6 +19,7 @@ use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
+use crate::fan_out;
 use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
 use crate::rules::Rules;
 use crate::turn::Turn;
@@ -45,6 +46,7 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
             let request = bytes::Bytes::copy_from_slice(message.payload);
             turn.core.calls.push((request, reply_to(message)));
         }
+        Some(Subject::Pushes) => fan_out::deliver(message.payload, connections, turn),
         Some(Subject::Bindings) => handle_binding(message.payload, turn),
         None => turn.core.meter.count(CoreCounter::LateAnswers),
     }

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use hashbrown::HashMap;
+use shared::cluster::binding_writer::{BindingNotes, Confirm, Holders};
 use shared::session::SessionId;
 
 use crate::driver::Token;
@@ -32,9 +33,25 @@ pub struct Directory {
     open: AtomicUsize,
     places: [Mutex<HashMap<SessionId, Place>>; SHARDS],
     uids: Mutex<HashMap<Box<str>, SessionId>>,
+    /// Where the binding storage hears of it.
+    notes: Option<BindingNotes>,
 }
 
 impl Directory {
+    /// An empty directory that tells the binding storage who comes and goes.
+    pub fn noting(notes: BindingNotes) -> Self {
+        Self { notes: Some(notes), ..Self::default() }
+    }
+
+    /// Tells the binding storage that a bind is proven; false without one. `confirm` is called when the binding is
+    /// written, or not worth waiting for.
+    pub fn note_bound(&self, uid: &str, confirm: impl FnOnce() -> Confirm) -> bool {
+        if let Some(notes) = &self.notes {
+            notes.bound(uid, confirm());
+        }
+        self.notes.is_some()
+    }
+
     /// The next session id: 1, 2, 3 … as Pitaya counts. It says nothing about cores, so that a session can move.
     pub fn next_session(&self) -> SessionId {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed) + 1)
@@ -87,14 +104,27 @@ impl Directory {
             return;
         }
         let mut uids = lock(&self.uids);
-        if uids.get(uid) == Some(&session) {
-            uids.remove(uid);
+        if uids.get(uid) != Some(&session) {
+            return;
+        }
+        uids.remove(uid);
+        drop(uids);
+        if let Some(notes) = &self.notes {
+            notes.unbound(uid);
         }
     }
 
     /// The session that holds `uid`.
     pub fn holder(&self, uid: &str) -> Option<SessionId> {
         lock(&self.uids).get(uid).copied()
+    }
+
+    /// Whether each of `uids` is held, in their order, as seen at one moment. Holds the lock for all of them.
+    pub fn holds<'a>(&self, uids: impl Iterator<Item = &'a str>, mut tell: impl FnMut(bool)) {
+        let held = lock(&self.uids);
+        for uid in uids {
+            tell(held.contains_key(uid));
+        }
     }
 
     /// Sessions that hold a uid.
@@ -104,6 +134,16 @@ impl Directory {
 
     fn shard(&self, session: SessionId) -> &Mutex<HashMap<SessionId, Place>> {
         &self.places[session.0 as usize % SHARDS]
+    }
+}
+
+impl Holders for Directory {
+    fn holds(&self, uid: &str) -> bool {
+        lock(&self.uids).contains_key(uid)
+    }
+
+    fn all(&self) -> Vec<Box<str>> {
+        lock(&self.uids).keys().cloned().collect()
     }
 }
 

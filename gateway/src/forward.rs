@@ -180,7 +180,7 @@ fn route_message(
     let text = if route.server_type.is_some() {
         text
     } else {
-        let own_type = rules.local_type.as_ref().unwrap_or(&rules.server_type);
+        let own_type = rules.local_type().unwrap_or(&rules.server_type);
         full_route = format!("{own_type}.{text}");
         &full_route
     };
@@ -208,12 +208,11 @@ fn route_message(
 
 /// The type of the servers that a route goes to; None when clients may not go there, or nobody could serve it.
 fn target_type<'a>(route: &Route<'a>, rules: &Rules) -> Option<&'a str> {
-    let is_own =
-        |name: &str| name == rules.server_type || rules.local_type.as_deref() == Some(name);
+    let is_own = |name: &str| name == rules.server_type || rules.local_type() == Some(name);
     match route.server_type {
         _ if route.service == "sys" => None,
         Some(server_type) if !is_own(server_type) => (!rules.is_standalone).then_some(server_type),
-        _ => rules.local_type.is_some().then_some(LOCAL_TYPE),
+        _ => rules.local.is_some().then_some(LOCAL_TYPE),
     }
 }
 

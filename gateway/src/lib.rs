@@ -18,6 +18,7 @@ pub mod directory;
 pub mod driver;
 pub mod ending;
 pub mod entrance;
+pub mod fan_out;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;

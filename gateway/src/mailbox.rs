@@ -71,6 +71,13 @@ pub enum Mail {
         /// The encoded push.
         push: Bytes,
     },
+    /// A bind is in the binding storage: it can be confirmed.
+    Bound {
+        /// Whose bind.
+        session: SessionId,
+        /// Where the confirmation goes.
+        reply: ReplyTo,
+    },
     /// Kick this session; a session that has gone meanwhile is not missed.
     Kick {
         /// Whom.

@@ -127,8 +127,9 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
-    let log = logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
-        .map_err(|error| vec![error])?;
+    let (log, _guard) =
+        logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
+            .map_err(|error| vec![error])?;
     (plan.sources, plan.log) = (Some(sources), Some(log));
     for warning in config.warnings() {
         tracing::warn!("{warning}");

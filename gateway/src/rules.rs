@@ -3,6 +3,7 @@
 //! Reactors share it read-only. Whatever can be prepared is prepared here, so that a request is an append of cached
 //! pieces (cluster protocol 23.1).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -57,8 +58,8 @@ pub struct Rules {
     pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
-    /// The type that routes of the hosted application carry; the own type in a cluster.
-    pub local_type: Option<String>,
+    /// What the hosted application brought; its type is the own one in a cluster.
+    pub local: Option<LocalRoutes>,
     /// Whether there is no cluster.
     pub is_standalone: bool,
     /// TLS on the ports that speak it.
@@ -100,6 +101,15 @@ impl ProxyRules {
     }
 }
 
+/// What an application in the process says about its routes; outlives a renewal of the rules.
+#[derive(Clone, Debug, Default)]
+pub struct LocalRoutes {
+    /// The type that its routes carry.
+    pub server_type: String,
+    /// Its route codes, below those of the configuration.
+    pub codes: BTreeMap<String, u16>,
+}
+
 impl Rules {
     /// What these rules become when the configuration is read again: `newer`, with what was decided at the start and what
     /// no configuration says. The certificate is read again where its files are the same.
@@ -135,6 +145,11 @@ impl Rules {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.certificates.reload())
     }
 
+    /// The type that routes of the hosted application carry.
+    pub fn local_type(&self) -> Option<&str> {
+        self.local.as_ref().map(|local| local.server_type.as_str())
+    }
+
     /// The subject that this server is called on.
     pub fn server_subject(&self) -> String {
         format!("pitaya/servers/{}/{}", self.server_type, self.server_id)
@@ -143,6 +158,11 @@ impl Rules {
     /// The subject on which frontends of this type announce binds.
     pub fn bindings_subject(&self) -> String {
         format!("pitaya/{}/bindings", self.server_type)
+    }
+
+    /// The subject on which one message for many users of frontends of this type comes.
+    pub fn pushes_subject(&self) -> String {
+        format!("pitaya/{}/pushes", self.server_type)
     }
 
     /// The two subjects of a user: pushes and kicks.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 
+use shared::cluster::binding_writer::BindingNotes;
 use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
@@ -15,7 +16,7 @@ use crate::bus::local::LocalBus;
 use crate::control::hosting::LocalParts;
 use crate::control::plan::Plan;
 use crate::control::upkeep::Upkeep;
-use crate::control::{Control, ControlError, post};
+use crate::control::{BindingSource, Control, ControlError, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
 use crate::limits::Limits;
@@ -40,6 +41,7 @@ pub(crate) struct Starting {
     meters: Meters,
     limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
+    bindings: Option<BindingSource>,
 }
 
 impl Starting {
@@ -53,7 +55,10 @@ impl Starting {
         if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
             tracing::info!("pages of every origin may connect; pitaya.gateway.origins limits that");
         }
-        let directory = Arc::new(Directory::default());
+        let has_bindings = plan.cluster.as_ref().is_some_and(|cluster| cluster.bindings.is_some());
+        let (notes, inlet) = has_bindings.then(BindingNotes::new).unzip();
+        let directory = Arc::new(notes.map_or_else(Directory::default, Directory::noting));
+        let bindings = inlet.map(|inlet| BindingSource { holders: directory.clone(), inlet });
         let local = application.is_some().then(|| {
             let rules = &plan.rules;
             Arc::new(LocalBus::new(directory.clone(), &rules.server_type, &rules.server_id))
@@ -89,6 +94,7 @@ impl Starting {
             meters,
             limits,
             reactors,
+            bindings,
         })
     }
 
@@ -107,6 +113,7 @@ impl Starting {
             meters,
             limits,
             reactors,
+            bindings,
         } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(if local.is_some() { plan.reactors } else { 1 })
@@ -146,6 +153,7 @@ impl Starting {
             meters,
             upkeep,
         );
+        let control = control.with_bindings(bindings);
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };
         let control = std::thread::Builder::new()

@@ -2,6 +2,10 @@
 //! process, what the application asks of its clients, and how both end together.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[allow(dead_code, unreachable_pub)] // Its `main` is for people.
+#[path = "../examples/auth.rs"]
+mod auth;
+
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -321,4 +325,33 @@ fn struct_validation_is_a_setting() {
         assert!(!client.request("s.age", b"18").unwrap().is_error);
         gateway.stop();
     }
+}
+
+#[test]
+fn the_example_lets_only_players_with_a_good_token_in() {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"secret");
+    let gateway = start("epoll", &[], auth::app(&key));
+    let body = |version: &str, token: &str| {
+        format!(r#"{{"sys":{{"clientVersion":"{version}"}},"user":{{"token":"{token}"}}}}"#)
+            .into_bytes()
+    };
+    let good = auth::sign(&key, "ann", u64::MAX);
+    let mut client = connect(&gateway);
+    assert_eq!(client.handshake_with(&body("1.0.10", &good)).unwrap().code, 200);
+    client.ack().unwrap();
+    assert_eq!(client.request("game.entry.enter", b"").unwrap().text(), "\"ann\"");
+    let other_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"guess");
+    let forged = auth::sign(&other_key, "ann", u64::MAX);
+    let cut = &good[..good.len() - 1];
+    for (version, token) in [
+        ("1.0.5", good.as_str()),
+        ("1.0.6", &forged),
+        ("1.0.6", &auth::sign(&key, "ann", 1)),
+        ("1.0.6", cut),
+        ("1.0.6", ""),
+    ] {
+        let mut client = connect(&gateway);
+        assert_eq!(client.handshake_with(&body(version, token)).unwrap().code, 400, "{token}");
+    }
+    gateway.stop();
 }

@@ -16,11 +16,13 @@ use crate::app_parts::Parts;
 use crate::call::Environment;
 use crate::docs::Docs;
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::{GroupStorage, GroupStore};
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
+use crate::jobs::{JobHandlers, JobMaker, JobOptions};
 use crate::link::Link;
 use crate::listeners::Listener;
+use crate::names::check_server_type;
 use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
@@ -89,6 +91,9 @@ impl ClusterView {
 pub struct App {
     server_type: String,
     pub(crate) limits: Limits,
+    pub(crate) groups: GroupStorage,
+    pub(crate) jobs: JobOptions,
+    pub(crate) job_handlers: JobHandlers,
     states: States,
     routes: Routes,
     concurrent: BTreeSet<String>,
@@ -103,6 +108,9 @@ impl App {
         Self {
             server_type: server_type.into(),
             limits: Limits::default(),
+            groups: GroupStorage::default(),
+            jobs: JobOptions::default(),
+            job_handlers: JobHandlers::new(),
             states: States::default(),
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
@@ -219,19 +227,44 @@ impl App {
         self
     }
 
+    /// Runs the jobs of a route: calls that somebody left in Redis to be made until they succeed (see
+    /// [`Jobs`](crate::Jobs)). The message is the job's argument as JSON. A failure has it tried again as the job says;
+    /// it may run more than once in any case. Only servers of a cluster run jobs, not embedded applications.
+    pub fn on_job<Marker: 'static>(mut self, route: &str, handler: impl Handler<Marker>) -> Self {
+        if !Route::parse(route).is_ok_and(|parsed| parsed.server_type.is_some()) {
+            self.mistakes.push(format!("{route:?} is not serverType.service.method"));
+        }
+        if self.job_handlers.insert(route.to_owned(), AnyHandler::new(handler)).is_some() {
+            self.mistakes.push(format!("two handlers of the jobs of {route}"));
+        }
+        self
+    }
+
+    /// Keeps jobs elsewhere than in a Redis on this machine. Servers of a cluster take it from their configuration.
+    pub fn job_options(mut self, options: JobOptions) -> Self {
+        self.jobs = options;
+        self
+    }
+
+    /// Keeps the groups elsewhere than in memory. An operator's `pitaya.groups.storage` overrides it.
+    pub fn groups(mut self, storage: GroupStorage) -> Self {
+        self.groups = storage;
+        self
+    }
+
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
     /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view);
+        let service = self.checked()?.build(link, view)?;
         service.start().await?;
         Ok(service)
     }
 
-    /// The service of a checked application, without its start hooks having run.
-    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+    /// The service of a checked application, without its start hooks having run. Fails for addresses that cannot be.
+    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
         let routing = self.complete(view.routing);
         self.routes.pipelines = self.parts.pipelines;
         let Parts { has_docs, descriptors, serializer, .. } = self.parts;
@@ -247,7 +280,8 @@ impl App {
             states: self.states,
             link,
             servers: view.servers,
-            groups: MemoryGroups::default(),
+            groups: GroupStore::open(&self.groups)?,
+            jobs: JobMaker::new(&self.jobs, "")?,
             modules: self.parts.modules,
             session_hooks: self.parts.session_hooks,
             frontend_type: view.frontend_type.map(Into::into),
@@ -262,7 +296,7 @@ impl App {
         };
         let runtime = tokio::runtime::Handle::current();
         let began = Began { timers: self.parts.timers, listeners: self.parts.listeners };
-        Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime)
+        Ok(Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime))
     }
 
     fn check_route(&mut self, route: &str) {
@@ -278,6 +312,9 @@ impl App {
                 Some(entry) => entry.is_concurrent = true,
                 None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
             }
+        }
+        if check_server_type(&self.server_type).is_err() {
+            self.mistakes.push(format!("{:?} is not a server type", self.server_type));
         }
         self.mistakes.extend(self.parts.pipelines.missing(&self.states));
         let timers = self.parts.timers.iter().map(|timer| &timer.run);
@@ -299,6 +336,7 @@ impl App {
         let handlers = self.routes.handlers.iter().map(|(route, entry)| (route, &entry.handler));
         let mut missing: Vec<String> = handlers
             .chain(&self.routes.remotes)
+            .chain(&self.job_handlers)
             .filter_map(|(route, handler)| {
                 Some(format!("{route}: {}", handler.missing(&self.states)?))
             })

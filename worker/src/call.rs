@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use crate::counters::{Counter, Counters};
 use crate::docs::Docs;
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::GroupStore;
+use crate::jobs::JobMaker;
 use crate::link::{Link, LinkError};
 use crate::metadata::{self, Caller};
 use crate::modules::ModuleList;
@@ -34,7 +35,8 @@ pub(crate) struct Environment {
     pub(crate) states: States,
     pub(crate) link: Arc<dyn Link>,
     pub(crate) servers: Arc<dyn Servers>,
-    pub(crate) groups: MemoryGroups,
+    pub(crate) groups: GroupStore,
+    pub(crate) jobs: JobMaker,
     pub(crate) docs: Docs,
     pub(crate) modules: ModuleList,
     pub(crate) session_hooks: SessionHooks,

@@ -28,11 +28,17 @@ pub(crate) fn check_frontend_type(frontend_type: &str) -> Result<()> {
         let text = "for using SendPushToUsers from a backend server you have to specify a valid frontendType";
         return Err(Error::unknown(text));
     }
-    let is_one_part = !frontend_type.contains(['.', '/']) && check_uid(frontend_type).is_ok();
-    if is_one_part && !frontend_type.chars().any(char::is_whitespace) {
+    check_server_type(frontend_type)
+}
+
+/// A server type, which is one part of subjects and keys. Fails with `PIT-400`.
+pub(crate) fn check_server_type(server_type: &str) -> Result<()> {
+    let is_one_part = !server_type.contains(['.', '/']) && check_uid(server_type).is_ok();
+    let is_dark = |character: char| character.is_whitespace() || character.is_control();
+    if is_one_part && !server_type.contains(is_dark) {
         return Ok(());
     }
-    Err(Error::new(code::BAD_REQUEST, "the frontend type is not the name of a server type"))
+    Err(Error::new(code::BAD_REQUEST, format!("{server_type:?} is not the name of a server type")))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ pub use std::time::Duration;
 
 pub use crate::bail;
 pub use crate::{
-    App, CloseReason, Component, Ctx, Error, Groups, Handshake, Module, Modules, Outcome, Pb,
+    App, CloseReason, Component, Ctx, Error, Groups, Handshake, Jobs, Module, Modules, Outcome, Pb,
     Policy, Push, Result, ResultExt, RouteRequest, Rpc, Server, ServerChange, Session, State,
     Timers, Valid, Validate, handlers,
 };

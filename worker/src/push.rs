@@ -10,6 +10,7 @@ use prost::Message;
 use crate::call::{Call, Context, Environment};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
+use crate::for_many::ForMany;
 use crate::link::{LinkError, publish_waiting};
 use crate::names::{check_frontend_type, check_push_route};
 use crate::payload::Encode;
@@ -41,8 +42,8 @@ impl From<NotReached> for Error {
 
 impl Push {
     /// Pushes one message to many users of gateways of the type `frontend_type`, from a handler, a remote, a hook, a timer
-    /// or a task of the game: clones may be kept. It is encoded once. In standalone mode an empty `frontend_type` means
-    /// the own gateway.
+    /// or a task of the game: clones may be kept. It is encoded once, and gateways of ours get it once for all their
+    /// users. In standalone mode an empty `frontend_type` means the own gateway.
     ///
     /// Ok means sent, not delivered; only in standalone mode an absent user is known to be one. Fails, as Pitaya's
     /// `SendPushToUsers`, with `failed to push message to users, check array with failed uids` and those uids; with all
@@ -59,14 +60,9 @@ impl Push {
             message.encode()
         });
         let (frontend_type, data) = prepared.map_err(|error| nobody(uids, error))?;
-        let mut failed = Vec::new();
-        for uid in uids {
-            let uid = uid.as_ref();
-            let push = proto::Push { route: route.into(), uid: uid.into(), data: data.clone() };
-            if send_push(&self.0.environment, &frontend_type, &push).await.is_err() {
-                failed.push(uid.to_owned());
-            }
-        }
+        let message = ForMany { frontend_type: &frontend_type, route, data };
+        let uids: Vec<&str> = uids.iter().map(AsRef::as_ref).collect();
+        let failed = message.send(&self.0, &uids).await.into_iter().map(str::to_owned).collect();
         judge(failed, "failed to push message to users, check array with failed uids")
     }
 
@@ -159,6 +155,7 @@ async fn send_to_user(
     channel: &str,
     payload: Vec<u8>,
 ) -> Result<()> {
+    check_frontend_type(frontend_type)?;
     // A uid becomes part of a subject; one with a space or a wildcard would reach somebody else (cluster 1.1).
     shared::session::check_uid(uid).map_err(|_| LinkError::InvalidSubject)?;
     let subject = format!("pitaya/{frontend_type}/user/{uid}/{channel}");

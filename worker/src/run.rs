@@ -25,8 +25,10 @@ use tokio::time::timeout;
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
+use crate::jobs::{Consumer, JobHandlers};
 use crate::nats::{self, Ending, Inlet, NatsLink};
 use crate::servers::Servers;
+use crate::service::Service;
 use crate::settings::Settings;
 
 /// For the last words to a NATS server.
@@ -55,8 +57,12 @@ impl App {
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
         let app = self.configured(config);
-        let app =
-            app.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+        let mut app = app.with_server_type(&settings.own.server_type).limits(settings.limits);
+        app = app.job_options(settings.jobs.clone());
+        if let Some(groups) = &settings.groups {
+            app = app.groups(groups.clone());
+        }
+        let app = app.checked()?;
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -129,13 +135,14 @@ struct Running {
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
+    consumer: Option<Consumer>,
     listeners: JoinSet<()>,
     drain_limit: Duration,
 }
 
 impl Running {
     /// Everything but the announcement. Requests that came before the start hooks ended wait in the subscription.
-    async fn start(app: App, settings: &Settings, connection: Connection) -> Result<Self> {
+    async fn start(mut app: App, settings: &Settings, connection: Connection) -> Result<Self> {
         let Connection { inlet, events } = connection;
         let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
@@ -147,11 +154,13 @@ impl Running {
             routing: settings.routing.clone(),
             ..ClusterView::new(&settings.own.id, servers)
         };
-        let service = app.build(Arc::new(link.clone()), view);
+        let job_handlers = std::mem::take(&mut app.job_handlers);
+        let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
         let listeners = service.listen(&discovery);
+        let consumer = consumer(settings, job_handlers, &service)?;
         let status = Arc::new(Status {
             service,
             link,
@@ -165,7 +174,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, listeners, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, consumer, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -227,7 +236,9 @@ impl Running {
         discovery.leave().await;
         service.before_shutdown().await;
         self.feeds.stop().await;
-        let drained = service.drain(self.drain_limit);
+        let jobs = self.consumer.map(|consumer| consumer.stop(self.drain_limit));
+        let jobs = OptionFuture::from(jobs);
+        let drained = async { tokio::join!(service.drain(self.drain_limit), jobs).0 };
         let hurried = async {
             if stops.recv().await.is_none() {
                 std::future::pending::<()>().await;
@@ -253,6 +264,23 @@ impl Running {
         drop(self.admin);
         tracing::info!("stopped");
     }
+}
+
+/// Runs jobs if the application has handlers for any.
+fn consumer(
+    settings: &Settings,
+    handlers: JobHandlers,
+    service: &Service,
+) -> Result<Option<Consumer>> {
+    if handlers.is_empty() {
+        return Ok(None);
+    }
+    // Unlike a host name alone it is nobody else's, and a configured id leads a restarted server to its jobs.
+    let process = format!("{}:{}", settings.own.hostname, settings.own.id);
+    let stores = [settings.jobs.store(&process)?, settings.jobs.store(&process)?];
+    let concurrency = settings.jobs.concurrency;
+    let (environment, exporter) = (service.environment(), settings.exporter.clone());
+    Ok(Some(Consumer::start(stores, concurrency, handlers, environment, exporter)))
 }
 
 /// The servers that discovery knows.

@@ -283,6 +283,10 @@ impl Service {
         left
     }
 
+    pub(crate) fn environment(&self) -> Arc<Environment> {
+        Arc::clone(&self.0.environment)
+    }
+
     /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
         let environment = &self.0.environment;
@@ -298,10 +302,6 @@ impl Service {
     pub fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
         let listeners = std::mem::take(&mut self.began().listeners);
         listeners::start(&listeners, discovery, &self.0.environment)
-    }
-
-    pub(crate) fn environment(&self) -> &Arc<Environment> {
-        &self.0.environment
     }
 
     pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {

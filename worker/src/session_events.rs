@@ -52,7 +52,7 @@ pub struct EventOrder(Option<oneshot::Receiver<()>>);
 impl Service {
     /// Whether the application has a function for this event.
     pub fn follows(&self, event: SessionEvent) -> bool {
-        !functions(self.environment(), event).is_empty()
+        !functions(&self.environment(), event).is_empty()
     }
 
     /// Tells the application what happens to a session, and calls `done` with the first failure. Never blocks; `done`
@@ -68,7 +68,7 @@ impl Service {
         // Dropped when the event is dealt with, however that ends.
         let (end, ended) = oneshot::channel::<()>();
         let before = order.0.replace(ended);
-        let (environment, permit) = (Arc::clone(self.environment()), self.enter());
+        let (environment, permit) = (self.environment(), self.enter());
         let SessionCopy { frontend_id, id, uid, data } = session;
         let session = proto::Session { id, uid, data };
         let key = (frontend_id.clone(), id);

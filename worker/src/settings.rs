@@ -10,6 +10,8 @@ use shared::routing::Routing;
 use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
+use crate::groups::GroupStorage;
+use crate::jobs::JobOptions;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -18,6 +20,9 @@ pub(crate) struct Settings {
     pub(crate) nats: NatsSettings,
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) limits: Limits,
+    /// Where groups are kept, if an operator says so.
+    pub(crate) groups: Option<GroupStorage>,
+    pub(crate) jobs: JobOptions,
     pub(crate) request_timeout: Duration,
     /// Calls to the own type or id run in this process instead of being refused.
     pub(crate) is_loop_back_allowed: bool,
@@ -45,6 +50,8 @@ impl Settings {
             nats: NatsSettings::of(config, name),
             discovery: DiscoveryOptions::new(config),
             limits,
+            groups: groups_of(config),
+            jobs: JobOptions::new(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
             is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
             routing: config.routing(Policy::Random),
@@ -67,6 +74,11 @@ fn limits_of(config: &Config, limits: Limits) -> Limits {
         },
         ..limits
     }
+}
+
+fn groups_of(config: &Config) -> Option<GroupStorage> {
+    let is_given = |name| config.is_set(&format!("pitaya.groups.{name}"));
+    ["storage", "memory.tickduration"].into_iter().any(is_given).then(|| GroupStorage::new(config))
 }
 
 fn own_server(config: &Config, server_type: &str, window: usize) -> Server {
@@ -142,6 +154,22 @@ mod tests {
         assert_eq!(settings.nats.name, "room/r1");
         assert_eq!(settings.own.metadata[METADATA_WINDOW], "50");
         assert_eq!(settings.limits.session_waiting_max, 8);
+    }
+
+    #[test]
+    fn groups_and_jobs_are_where_an_operator_says() {
+        let settings = load(&[]);
+        assert!(settings.groups.is_none(), "the application decides");
+        assert_eq!(settings.jobs.address, "localhost:6379");
+        let settings = load(&[
+            ("pitaya.groups.storage", "etcd"),
+            ("pitaya.groups.etcd.prefix", "game/"),
+            ("pitaya.worker.redis.serverurl", "redis:1"),
+            ("pitaya.worker.retry.max", "7"),
+        ]);
+        let Some(GroupStorage::Etcd(groups)) = settings.groups else { panic!("not in etcd") };
+        assert_eq!(groups.prefix, "game/");
+        assert_eq!((settings.jobs.address.as_str(), settings.jobs.retry.max), ("redis:1", 7));
     }
 
     #[test]

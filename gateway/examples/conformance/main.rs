@@ -121,7 +121,10 @@ fn run(flags: &Flags) -> Result<(), String> {
         let builder = Builder::new(config).application(app);
         return builder.run_then(|_| eprintln!("{MARKER}")).map_err(|error| error.to_string());
     }
-    gateway::logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))?;
+    let _log = gateway::logging::start(
+        config.string("pitaya.log.level"),
+        config.string("pitaya.log.format"),
+    )?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let served = runtime.block_on(app.on_ready(mark_when_announced).run_with(&config));
     served.map_err(|error| error.to_string())

@@ -13,12 +13,15 @@ pub mod upkeep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::cluster::binding_writer::{BindingInlet, BindingWriter};
 use shared::cluster::discovery::{Discovery, DiscoveryError};
+use shared::cluster::etcd::EtcdError;
 use shared::config::Change;
-use shared::server::{Server, ServerTable};
+use shared::server::{METADATA_PROTOCOL, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
+use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
@@ -75,6 +78,19 @@ pub struct Control {
     moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
     stopped: usize,
+    /// Messages for many users do not reach this gateway, so it must not announce that it takes them.
+    is_pushes_refused: bool,
+    /// Until the writer starts.
+    bindings: Option<BindingSource>,
+    binding_writer: Option<BindingWriter>,
+}
+
+/// What the binding storage is told.
+pub struct BindingSource {
+    /// Who is bound here.
+    pub holders: Arc<Directory>,
+    /// Who comes and goes.
+    pub inlet: BindingInlet,
 }
 
 /// Why a gateway could not start.
@@ -83,6 +99,9 @@ pub enum ControlError {
     /// The announcement in etcd.
     #[error("service discovery: {0}")]
     Discovery(#[from] DiscoveryError),
+    /// The endpoints of the binding storage.
+    #[error("binding storage: {0}")]
+    Bindings(#[from] EtcdError),
     /// The application in this process.
     #[error("the application cannot start: {0}")]
     Application(String),
@@ -120,7 +139,15 @@ impl Control {
             hosting: None,
             moves: Vec::new(),
             stopped: 0,
+            is_pushes_refused: false,
+            bindings: None,
+            binding_writer: None,
         }
+    }
+
+    /// Keeps the binding storage up to date as well, if the plan has one.
+    pub fn with_bindings(self, bindings: Option<BindingSource>) -> Self {
+        Self { bindings, ..self }
     }
 
     /// Brings the gateway to where clients can be served: in the cluster, or joined with the application.
@@ -150,11 +177,23 @@ impl Control {
 
     async fn join_cluster(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
         let plan = self.plan.clone();
-        let Some(ClusterPlan { discovery, own, .. }) = &plan.cluster else { return Ok(()) };
+        let Some(ClusterPlan { discovery, own, bindings, .. }) = &plan.cluster else {
+            return Ok(());
+        };
+        if let (Some(options), Some(BindingSource { holders, inlet })) =
+            (bindings, self.bindings.take())
+        {
+            let writer = BindingWriter::start(options, &own.server_type, &own.id, holders, inlet);
+            self.binding_writer = Some(writer?);
+        }
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             self.follow_start().await?;
         }
-        let discovery = Discovery::start(discovery.clone(), own)?;
+        let mut own = own.clone();
+        if self.is_pushes_refused {
+            own.metadata.remove(METADATA_PROTOCOL);
+        }
+        let discovery = Discovery::start(discovery.clone(), &own)?;
         if let Err(error) = self.join_discovery(&discovery, local).await {
             discovery.shutdown().await;
             return Err(error);
@@ -319,6 +358,13 @@ impl Control {
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
+            Report::PushesRefused => {
+                // Before the announcement this leads workers back to one push a user; later only an operator can help.
+                if !std::mem::replace(&mut self.is_pushes_refused, true) {
+                    let subject = self.plan.rules.pushes_subject();
+                    tracing::error!(subject, "NATS permissions lack this subscription");
+                }
+            }
             Report::Unlistened { .. } => {}
             Report::Moved { reactor, connections } => {
                 let asked = self.moves.iter().position(|(from, _)| *from == reactor);
@@ -383,6 +429,9 @@ impl Control {
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;
+        }
+        if let Some(writer) = self.binding_writer.take() {
+            writer.shutdown().await;
         }
         tracing::info!("stopped");
     }

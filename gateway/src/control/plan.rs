@@ -3,7 +3,6 @@
 //! Everything that can be wrong is found here: what the configuration's table could not see (addresses, files,
 //! credentials) is reported together, like the table's own mistakes.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::{AgentRules, HandshakeCheck};
+use shared::cluster::bindings::BindingOptions;
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Sources};
+use shared::dictionary::Dictionary;
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
-use shared::server::{METADATA_WINDOW, Server};
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
@@ -36,7 +37,7 @@ use crate::listener::{self, Service};
 use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
-use crate::rules::Rules;
+use crate::rules::{LocalRoutes, Rules};
 use crate::wire::{Content, WireLimits};
 use crate::wrapper::Wrapper;
 
@@ -84,6 +85,8 @@ pub struct ClusterPlan {
     pub own: Server,
     /// How the hosted application reaches others, if there is one.
     pub hosting: Option<HostingPlan>,
+    /// Where others find who is bound here, if they are to.
+    pub bindings: Option<BindingOptions>,
 }
 
 impl Plan {
@@ -154,8 +157,10 @@ impl Plan {
         };
         let ports = edge::ports(config, &mut mistakes);
         let metrics = MetricsPlan::new(config, &server_type);
-        let local = application.as_ref();
-        let local = local.map(|app| (app.server_type().to_owned(), app.route_codes().clone()));
+        let local = application.as_ref().map(|app| LocalRoutes {
+            server_type: app.server_type().to_owned(),
+            codes: app.route_codes().clone(),
+        });
         let kind = GatewayKind { server_type, is_standalone, reactors, local };
         let mut rules = rules(config, &kind, &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
@@ -206,8 +211,7 @@ pub(crate) struct GatewayKind {
     server_type: String,
     is_standalone: bool,
     reactors: usize,
-    /// Type and route codes of the hosted application.
-    local: Option<(String, BTreeMap<String, u16>)>,
+    local: Option<LocalRoutes>,
 }
 
 /// A check of the application as the agent runs it. One that panics refuses.
@@ -259,9 +263,10 @@ pub(super) fn rules(
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
     let mut dictionary = config.dictionary();
-    if let Some((_, codes)) = &kind.local {
+    if let Some(local) = &kind.local {
         // What an operator gives counts more than what the application was built with.
-        let codes = codes.iter().filter(|(route, _)| dictionary.code(route).is_none());
+        let codes = local.codes.iter();
+        let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
         let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
         if let Err(error) = dictionary.insert_all(codes) {
             mistakes.push(format!("the application's route dictionary: {error}"));
@@ -309,7 +314,7 @@ pub(super) fn rules(
         limits: LimitRules::new(config, mistakes),
         is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
-        local_type: kind.local.as_ref().map(|(local_type, _)| local_type.clone()),
+        local: kind.local.clone(),
         is_standalone: kind.is_standalone,
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
@@ -321,7 +326,7 @@ pub(super) fn rules(
 
 fn agent_rules(
     config: &Config,
-    dictionary: &shared::dictionary::Dictionary,
+    dictionary: &Dictionary,
     serializer: Serializer,
     compression: bool,
 ) -> Result<AgentRules, shared::handshake::HandshakeError> {
@@ -395,6 +400,7 @@ fn cluster(
         ),
         is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
     });
+    metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_PUSHES.to_owned());
     let own = Server {
         id: rules.server_id.clone(),
         server_type: rules.server_type.clone(),
@@ -402,8 +408,12 @@ fn cluster(
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
+    let bindings = config.bool("pitaya.modules.bindingstorage.enabled").then(|| {
+        let lease_ttl = config.duration("pitaya.modules.bindingstorage.etcd.leasettl");
+        BindingOptions::new(config, lease_ttl)
+    });
     let discovery = DiscoveryOptions::new(config);
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting })
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting, bindings })
 }
 
 fn nats_auth(config: &Config) -> Result<Auth, String> {

@@ -80,7 +80,7 @@ impl Upkeep {
             ]);
         };
         let texts = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let newer = sources.load().map_err(|errors| texts(errors))?;
+        let newer = sources.load().map_err(texts)?;
         let (config, renewal) = self.config.renewed(&newer);
         let mut mistakes = Vec::new();
         let level = config.string("pitaya.log.level");
@@ -100,10 +100,8 @@ impl Upkeep {
     pub fn look_at_memory(&self) {
         let Some(resident_bytes) = allowance::resident_bytes() else { return };
         let hundredths = resident_bytes / (self.process_bytes / 100).max(1);
-        let is_scarce = match self.limits.memory.is_scarce() {
-            true => hundredths > ENOUGH,
-            false => hundredths >= SCARCE,
-        };
+        let bound = if self.limits.memory.is_scarce() { ENOUGH } else { SCARCE };
+        let is_scarce = hundredths >= bound;
         let was_scarce = self.limits.memory.set_scarce(is_scarce);
         if is_scarce && !was_scarce {
             tracing::warn!(resident_bytes, "memory is scarce; new connections have to wait");

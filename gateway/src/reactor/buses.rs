@@ -34,8 +34,18 @@ struct News {
     is_lame_duck: bool,
     has_servers: bool,
     barriers: Vec<u64>,
+    /// Whether this gateway may hear of messages for many users.
+    pushes: Permission,
     /// The first of the errors that end nothing.
     complaint: Option<Box<str>>,
+}
+
+/// What the server says of a subscription.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Permission {
+    #[default]
+    Granted,
+    Refused,
 }
 
 impl Reactor {
@@ -147,6 +157,9 @@ impl Reactor {
         for barrier in &news.barriers {
             self.handle_barrier(number, *barrier);
         }
+        if news.pushes == Permission::Refused {
+            self.report(Report::PushesRefused);
+        }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
         }
@@ -174,6 +187,8 @@ impl Reactor {
         let mut inbox = lines.inbox.to_vec();
         inbox.push(b'*');
         encoder::subscribe(&mut lines.out, &inbox, None, subscriptions::INBOX);
+        let pushes = self.rules.pushes_subject();
+        encoder::subscribe(&mut lines.out, pushes.as_bytes(), None, subscriptions::PUSHES);
         if state.is_primary {
             subscribe_server(&mut lines.out, &self.rules);
         }
@@ -198,7 +213,7 @@ impl Reactor {
             for proof in turn.bus.take_proofs(|proof| proof.barrier == Some(barrier)) {
                 match connections.find(proof.connection, proof.session) {
                     Some(connection) => {
-                        calls::proven(connection, proof.reply, turn.rules, turn.bus);
+                        calls::proven(connection, proof.reply, turn);
                     }
                     None => turn.bus.reply(proof.reply, &calls::session_not_found()),
                 }
@@ -328,6 +343,9 @@ fn walk(
             turn.core.meter.count(CoreCounter::NatsErrors);
             // What is fatal comes back as the error that ends the link.
             if !is_fatal {
+                if calls::is_refused(text, &turn.rules.pushes_subject()) {
+                    news.pushes = Permission::Refused;
+                }
                 calls::refused(text, connections, turn);
                 news.complaint.get_or_insert_with(|| text.into());
             }

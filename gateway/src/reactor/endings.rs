@@ -17,6 +17,7 @@ use crate::connection::Connection;
 use crate::connections::Occupant;
 use crate::driver::Token;
 use crate::ending::CloseStep;
+use crate::fan_out;
 use crate::mailbox::Mail;
 use crate::turn::Turn;
 
@@ -174,6 +175,9 @@ impl Reactor {
             Err(_) => calls::bad_request("cannot decode the request"),
             Ok(view) => match (view.msg, calls::addressee(&view)) {
                 (None, _) => calls::bad_request("the request has no message"),
+                (Some(message), None) if message.route == fan_out::HOLDERS => {
+                    fan_out::holders(message.data, &self.core.directory)
+                }
                 // Not about a session of this gateway: the application's, if it has one.
                 (Some(message), None) => match &self.bus_parts.local {
                     Some(local) if local.service().is_some() => {

@@ -6,6 +6,7 @@ use shared::session::SessionId;
 
 use super::{Reactor, Report, Stage};
 use crate::application::{self, Verdict};
+use crate::bus::ReplyTo;
 use crate::connections::Occupant;
 use crate::directory::Place;
 use crate::mailbox::{Mail, MailboxFull};
@@ -63,6 +64,7 @@ impl Reactor {
                 self.with_bus(home, |_, turn| turn.bus.reply(reply, &answer));
             }
             Mail::Push { session, push } => self.handle_push(session, &push),
+            Mail::Bound { session, reply } => self.handle_noted(session, reply),
             Mail::Kick { session, is_replaced } => {
                 // A session that has moved on meanwhile is followed once more; a full box loses a kick that a server
                 // asked for, which is counted.
@@ -91,6 +93,33 @@ impl Reactor {
             self.driver.unlisten(token);
         }
         self.report(Report::Unlistened { reactor: self.core.reactor });
+    }
+
+    /// Others find the user of a bind now, so it can be confirmed. One whose session has ended meanwhile is confirmed too:
+    /// it was bound.
+    fn handle_noted(&mut self, session: SessionId, reply: ReplyTo) {
+        let place = self.core.directory.find(session);
+        if let Some(Place { reactor, .. }) = place
+            && reactor != self.core.reactor
+            && let Some(mailbox) = self.core.mailboxes.get(reactor)
+        {
+            // A full mailbox loses the confirmation, as it would here.
+            let _ = mailbox.send(Mail::Bound { session, reply });
+            return;
+        }
+        let mut reply = Some(reply);
+        if let Some(Place { token, .. }) = place {
+            self.with_connection(token, |connection, turn| {
+                if connection.client.session.id() == session {
+                    let reply = reply.take().unwrap_or_default();
+                    application::confirm_bind(&mut connection.client, reply, turn.rules, turn.bus);
+                }
+            });
+        }
+        if let Some(reply) = reply {
+            let home = self.home;
+            self.with_bus(home, |_, turn| calls::confirm(reply, turn.bus));
+        }
     }
 
     /// The session may have moved or ended since the application was asked.

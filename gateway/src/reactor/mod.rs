@@ -76,6 +76,8 @@ pub enum Report {
         /// Which reactor.
         reactor: usize,
     },
+    /// NATS does not permit the subscription to messages for many users.
+    PushesRefused,
     /// The listeners are closed.
     Unlistened {
         /// Which reactor.
@@ -134,6 +136,8 @@ pub struct Reactor {
     has_letters: bool,
     reports: mpsc::Sender<Report>,
     next_tick_ms: u64,
+    /// Whether that is later than usual, because the process stood still.
+    is_tick_put_off: bool,
     ticks: usize,
     /// Unsent bytes of each slice of connections, as the last sweep found them.
     outbox_bytes: [usize; ticks::SLICES],
@@ -238,6 +242,7 @@ impl Reactor {
             has_letters: false,
             reports: setup.reports,
             next_tick_ms: now.ms,
+            is_tick_put_off: false,
             ticks: 0,
             outbox_bytes: [0; ticks::SLICES],
             is_accepting_paused: false,
@@ -269,6 +274,7 @@ impl Reactor {
             return;
         }
         let now = self.clock.read();
+        self.note_pause(now.ms.saturating_sub(self.core.now_ms + left_ms), now.ms);
         self.core.now_ms = now.ms;
         self.core.now_us = now.us;
         self.core.unix_ns = now.unix_ns;
@@ -284,6 +290,7 @@ impl Reactor {
         }
         if self.core.now_ms >= self.next_tick_ms {
             self.next_tick_ms = self.core.now_ms + ticks::TICK_MS;
+            self.is_tick_put_off = false;
             self.handle_tick();
         }
         self.settle();

@@ -125,6 +125,7 @@ impl Reactor {
             Mail::Push { session, .. } | Mail::Kick { session, .. } => {
                 self.is_session_leaving(*session)
             }
+            Mail::Bound { session, .. } => self.is_session_leaving(*session),
             Mail::Judged(verdict) => self.is_session_leaving(verdict.session),
             Mail::Call { request, .. } => {
                 let addressee =

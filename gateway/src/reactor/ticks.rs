@@ -23,7 +23,25 @@ pub(super) const SLICES: usize = 5;
 /// Ticks between two settings of the gauges: each half second.
 const LEVEL_TICKS: usize = 5;
 
+/// A turn that begins so much later than it was meant to, ms, says that the process stood still: it was paused, or the
+/// machine was.
+const PAUSE_MS: u64 = 500;
+/// After a pause, the time in which what came meanwhile is taken in before anybody is judged, ms.
+const CATCH_UP_MS: u64 = 500;
+
 impl Reactor {
+    /// After a pause the next tick is put off: what clients and servers have said meanwhile still lies in the kernel, and
+    /// whoever was not silent must not be closed or given up for it. Put off once, so that a machine that stumbles all
+    /// the time has ticks.
+    pub(super) fn note_pause(&mut self, late_ms: u64, now_ms: u64) {
+        if late_ms < PAUSE_MS || self.is_tick_put_off {
+            return;
+        }
+        tracing::warn!(reactor = self.core.reactor, late_ms, "the reactor stood still");
+        self.is_tick_put_off = true;
+        self.next_tick_ms = now_ms + CATCH_UP_MS;
+    }
+
     pub(super) fn handle_tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.sweep_connections();

@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "../../../shared/tests/servers/mod.rs"]
 mod servers;
 #[path = "../support/traffic.rs"]
@@ -17,12 +19,17 @@ mod administrator;
 
 mod backend;
 mod bans;
+mod bindings;
 mod discovery;
+mod etcd_faults;
+mod examples;
+mod fan_out;
 mod hostile;
 mod hosting;
 mod hosting_events;
 mod lifecycle;
 mod moving;
+mod nats_faults;
 mod outages;
 mod proxy;
 mod requests;
@@ -30,5 +37,7 @@ mod security;
 mod sessions;
 mod storm;
 mod unique;
+mod watching;
 mod window;
+mod worker_faults;
 mod world;

@@ -4,7 +4,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,11 @@ const ANSWERS_MIN: u64 = 3;
 pub(crate) const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 51234 3250\r\n";
 
 static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits until no attack goes on in this process, and keeps others from beginning.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One attacked gateway.
 pub(crate) struct Field {
@@ -160,7 +165,7 @@ fn attacked(
     change: impl Fn(&mut Plan),
     attack: impl Fn(&Field) + Sync,
 ) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     // One reactor: whatever an attack holds up, it holds up for the well-behaved clients too.
     let mut all = vec![("pitaya.gateway.threads", "1")];
     all.extend_from_slice(settings);

@@ -10,7 +10,7 @@ use shared::close::CloseReason;
 use shared::metrics::LimitLabel;
 
 use crate::accounting::exceeded;
-use crate::field::{Field, LONG, eventually, under_attack};
+use crate::field::{Field, LONG, eventually, turn, under_attack};
 use crate::local::{self, DRIVERS};
 use crate::metrics::{closed_total, metrics, value};
 
@@ -255,6 +255,7 @@ fn above_the_ceiling_those_with_the_most_are_closed_and_others_are_not() {
 
 #[test]
 fn stalled_readers_cost_the_others_no_work() {
+    let _turn = turn();
     for driver in DRIVERS {
         let gateway = local::start(driver, &[PLAIN, ("pitaya.gateway.threads", "1")]);
         let connect = || {

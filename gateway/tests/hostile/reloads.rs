@@ -8,7 +8,7 @@ use shared::config::{Binary, KEYS, Source, Sources};
 use shared::metrics::LimitLabel;
 
 use crate::administrator::ask;
-use crate::field::{LONG, eventually};
+use crate::field::{LONG, eventually, turn};
 use crate::local::{self, DRIVERS};
 use crate::metrics::{metrics, value};
 use crate::process::Process;
@@ -29,6 +29,7 @@ fn established(address: std::net::SocketAddr) -> Result<RawClient, client::raw::
 
 #[test]
 fn a_reload_changes_what_it_can_and_says_what_it_cannot() {
+    let _turn = turn();
     let directory = tempfile::TempDir::new().unwrap();
     for driver in DRIVERS {
         let file = directory.path().join(driver);

@@ -209,3 +209,37 @@ fn an_idle_session_costs_little_memory() {
         drop(idle);
     }
 }
+
+#[test]
+fn secrets_are_neither_printed_nor_logged() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "s3cret-of-a-file\n").unwrap();
+    let file = format!("pitaya.admin.token.file={}", file.display());
+    let secrets = [
+        "pitaya.nats.password=s3cret-given",
+        "pitaya.nats.user=ann",
+        "pitaya.cluster.sd.etcd.pass=s3cret-given",
+        "pitaya.cluster.rpc.client.nats.connect=nats://ann:s3cret-given@127.0.0.1:4222",
+        &file,
+    ];
+    for format in ["text", "toml", "env", "md"] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.args(["--demo", "--print-config", "--format", format]);
+        for secret in secrets {
+            command.args(["--set", secret]);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = [output.stdout, output.stderr].concat();
+        assert!(!String::from_utf8(printed).unwrap().contains("s3cret"), "{format}");
+    }
+    let settings = [&secrets[..], &["pitaya.log.level=trace"]].concat();
+    let process = Process::start("epoll", 4_096, &settings);
+    echo(&mut established(&process));
+    process.reload("pitaya.nats.token = \"s3cret-of-the-reload\"\n");
+    eventually("it was read again", || {
+        process.log().contains("read again") || process.log().contains("nothing has changed")
+    });
+    assert!(!process.log().contains("s3cret"), "{}", process.log());
+}

@@ -15,14 +15,17 @@ use tokio::time::sleep;
 
 use super::discovery::DiscoveryOptions;
 use super::etcd::{
-    Client, ClientOptions, DeleteRangeRequest, EtcdError, EventType, KeyValue, PutRequest,
-    RangeRequest, WatchCreateRequest, WatchResponse, prefix_end,
+    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, EventType,
+    KeyValue, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest,
+    WatchResponse, prefix_end,
 };
 use super::retry::Retry;
 use crate::bans::{BANS_MAX, Ban, BanList, Subject};
 
 /// Behind the prefix of all keys. No Pitaya server reads it.
 const KEYS: &str = "dragonfruit/bans/";
+/// Holds what tells this data from that of a store that was begun anew.
+const IDENTITY_KEY: &str = "dragonfruit/store";
 const ASKS_MAX: usize = 64;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -90,9 +93,12 @@ pub struct BanKeeper {
 struct Store {
     client: Client,
     prefix: String,
+    identity_key: String,
     /// Of the last listing.
     revision: i64,
-    cluster_id: u64,
+    /// What the data was marked with when it was last read. Revisions do not tell whether data was lost: a fresh store
+    /// soon has as many.
+    known_identity: Option<Vec<u8>>,
     retry: Retry,
 }
 
@@ -169,10 +175,10 @@ impl BanKeeper {
         let range_end = prefix_end(&prefix);
         let request = RangeRequest { key: prefix, range_end, ..RangeRequest::default() };
         let answer = store.client.range(request).await?;
-        let header = answer.header.unwrap_or_default();
-        let is_lost = store.revision > 0
-            && (header.cluster_id != store.cluster_id || header.revision < store.revision);
-        (store.revision, store.cluster_id) = (header.revision, header.cluster_id);
+        store.revision = answer.header.unwrap_or_default().revision;
+        let identity = store.identity().await?;
+        let is_lost = store.known_identity.as_ref().is_some_and(|known| *known != identity);
+        store.known_identity = Some(identity);
         let listed: Bans = answer.kvs.iter().filter_map(|entry| store.read(entry)).collect();
         if is_lost {
             tracing::warn!(
@@ -295,8 +301,9 @@ impl Store {
         Ok(Self {
             client,
             prefix: format!("{}{KEYS}", options.prefix),
+            identity_key: format!("{}{IDENTITY_KEY}", options.prefix),
             revision: 0,
-            cluster_id: 0,
+            known_identity: None,
             retry: Retry::new("following the bans in etcd", RETRY_PAUSE_MAX),
         })
     }
@@ -308,6 +315,25 @@ impl Store {
             start_revision: self.revision.saturating_add(1),
             progress_notify: true,
         }
+    }
+
+    /// The mark of the data; the first who asks makes it.
+    async fn identity(&self) -> Result<Vec<u8>, EtcdError> {
+        let key = self.identity_key.clone().into_bytes();
+        let fresh = format!("{:032x}", fastrand::u128(..)).into_bytes();
+        let is_absent = Compare::equal(key.clone(), CompareValue::CreateRevision(0));
+        let put = PutRequest { key: key.clone(), value: fresh.clone(), lease: 0 };
+        let read = RangeRequest { key, ..RangeRequest::default() };
+        let request = TxnRequest::new(
+            vec![is_absent],
+            vec![RequestOp::Put(put)],
+            vec![RequestOp::Range(read)],
+        );
+        let found = self.client.txn(request).await?.into_responses().find_map(|response| {
+            let ResponseOp::Range(range) = response else { return None };
+            range.kvs.into_iter().next().map(|entry| entry.value)
+        });
+        Ok(found.unwrap_or(fresh))
     }
 
     async fn write(&self, subject: &Subject, ban: Option<&Ban>) -> Result<(), EtcdError> {

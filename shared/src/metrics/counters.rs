@@ -34,6 +34,8 @@ label_set! {
         ReceivedPackets => "pitaya_agent_received_packets_total",
         /// Pushes to clients.
         Pushes => "pitaya_agent_pushes_total",
+        /// Messages that came once for many clients.
+        PushesToMany => "pitaya_agent_pushes_to_many_total",
         /// Pushes without a session or room.
         PushesDropped => "pitaya_agent_pushes_dropped_total",
         /// Kicks to clients.

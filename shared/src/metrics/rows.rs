@@ -75,6 +75,7 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_agent_received_packets_total", &[], "packets", "Packets received from clients."),
     row(Gauge, "pitaya_agent_outbox_bytes", &[], "bytes", "Bytes queued to clients."),
     row(Counter, "pitaya_agent_pushes_total", &[], "pushes", "Pushes queued to clients."),
+    row(Counter, "pitaya_agent_pushes_to_many_total", &[], "messages", "Messages that came once for many clients, by each connection to NATS."),
     row(Counter, "pitaya_agent_pushes_dropped_total", &[], "pushes", "Pushes that found no session or no room."),
     row(Counter, "pitaya_agent_kicks_total", &[], "kicks", "Kicks queued to clients."),
     row(Counter, "pitaya_agent_inflated_total", &[], "payloads", "Compressed payloads received."),

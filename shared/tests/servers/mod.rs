@@ -1,9 +1,10 @@
-//! Real servers for tests: each test starts its own nats-server or etcd on a free port of the loopback and ends it.
+//! Real servers for tests: each test starts its own nats-server, etcd or redis-server on a free port of the loopback
+//! and ends it.
 //!
 //! Other crates include this file with `#[path = "../../shared/tests/servers/mod.rs"] mod servers;`. It needs the
 //! standard library and `tempfile`. A program is looked for in the environment (`DRAGONFRUIT_NATS_SERVER`,
-//! `DRAGONFRUIT_ETCD`), then in `PATH`, then in `<repository>/.servers/*/`. If there is none, the test says so loudly
-//! and fails.
+//! `DRAGONFRUIT_ETCD`, `DRAGONFRUIT_REDIS_SERVER`), then in `PATH`, then in `<repository>/.servers/*/`. If there is
+//! none, the test says so loudly and fails; tests of jobs, which few need, are left out then.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -103,6 +104,12 @@ impl Nats {
         self.process.signal("USR2");
     }
 
+    /// Gives a server that was started with [`Nats::start_configured`] another configuration while it runs.
+    pub(crate) fn reconfigure(&self, configuration: &str) {
+        fs::write(self.process.directory().join("nats.conf"), configuration).unwrap();
+        self.process.signal("HUP");
+    }
+
     /// Starts the server again on its port, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
@@ -171,10 +178,84 @@ impl Etcd {
         self.process.signal("CONT");
     }
 
+    /// Ends the server, and starts it again on its ports without its data.
+    pub(crate) fn restart_empty(&mut self) {
+        self.process.kill();
+        fs::remove_dir_all(self.process.directory().join("data")).unwrap();
+        self.launch();
+    }
+
     /// Starts the server again on its ports and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
         self.launch();
+    }
+}
+
+/// A redis-server that keeps every write. It is killed when this is dropped.
+pub(crate) struct Redis {
+    process: Process,
+    port: u16,
+}
+
+impl Redis {
+    /// Starts a server with additional arguments and waits until it takes connections; none when there is no program.
+    pub(crate) fn start(arguments: &[&str]) -> Option<Self> {
+        let (name, variable) = ("redis-server", "DRAGONFRUIT_REDIS_SERVER");
+        find(name, variable)?;
+        let [port] = free_ports();
+        let mut redis = Self { process: Process::new(name, variable), port };
+        redis.launch(arguments);
+        Some(redis)
+    }
+
+    fn launch(&mut self, arguments: &[&str]) {
+        let directory = self.process.directory().to_owned();
+        let port = self.port.to_string();
+        let command = self.process.command();
+        command
+            .args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--dir"])
+            .arg(directory);
+        command.args(["--appendonly", "yes", "--appendfsync", "always"]).args(arguments);
+        self.process.spawn();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        self.process.wait_for("its answer", || {
+            let mut stream = TcpStream::connect(address).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+            stream.write_all(b"PING\r\n").ok()?;
+            let mut first = [0];
+            stream.read_exact(&mut first).ok()?;
+            // "+PONG", or "-NOAUTH"; while it reads its data it says "-LOADING".
+            let mut rest = [0; 4];
+            stream.read_exact(&mut rest).ok()?;
+            (&rest != b"LOAD").then_some(())
+        });
+    }
+
+    /// The address as it is configured.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn pause(&self) {
+        self.process.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub(crate) fn resume(&self) {
+        self.process.signal("CONT");
+    }
+
+    /// Starts the server again on its port and with its data, ending it first if it still runs.
+    pub(crate) fn restart_same_port(&mut self) {
+        self.process.kill();
+        self.launch(&[]);
     }
 }
 
@@ -206,7 +287,7 @@ struct Process {
 
 impl Process {
     fn new(name: &str, variable: &str) -> Self {
-        let program = find(name, variable);
+        let program = find(name, variable).unwrap_or_else(|| panic!("no {name}"));
         let directory = tempfile::Builder::new().prefix(name).tempdir().unwrap();
         Self { program, command: None, child: None, directory }
     }
@@ -279,7 +360,8 @@ impl Drop for Process {
     }
 }
 
-fn find(name: &str, variable: &str) -> PathBuf {
+/// Says so loudly if there is none.
+fn find(name: &str, variable: &str) -> Option<PathBuf> {
     let named = env::var_os(variable).map(PathBuf::from);
     let in_path = env::var_os("PATH").unwrap_or_default();
     let installed = env::split_paths(&in_path).map(|directory| directory.join(name));
@@ -297,8 +379,11 @@ fn find(name: &str, variable: &str) -> PathBuf {
         Some(path) => Some(path).filter(|path| path.is_file()),
         None => installed.chain(fetched).find(|path| path.is_file()),
     };
-    found.unwrap_or_else(|| {
-        eprintln!("\n*** {name} IS MISSING: THIS TEST NEEDS THE REAL SERVER ***\n");
-        panic!("no {name}: set {variable}, or put it in PATH or <repository>/.servers/<version>/")
-    })
+    if found.is_none() {
+        eprintln!("\n*** {name} IS MISSING: THIS TEST NEEDS THE REAL SERVER ***");
+        eprintln!(
+            "*** set {variable}, or put it in PATH or <repository>/.servers/<version>/ ***\n"
+        );
+    }
+    found
 }

@@ -1,8 +1,8 @@
 //! The chat room: who is in, who says what, and the session calls of Pitaya's cluster demo.
 //!
-//! Routes, pushes and JSON are those of Pitaya's demos `chat` and `cluster`, so their clients work here. Gateways do
-//! not announce closed sessions yet, so the room may hold users that are gone: pushes to them vanish, and the room has
-//! room for so many only, after which the oldest leaves.
+//! Routes, pushes and JSON are those of Pitaya's demos `chat` and `cluster`, so their clients work here. Gateways of a
+//! cluster do not announce closed sessions, so there the room may hold users that are gone: pushes to them vanish, and
+//! the room has room for so many only, after which the oldest leaves.
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -99,6 +99,14 @@ impl Room {
     pub async fn leave(&self, session: Session, groups: Groups) -> Result<Bytes> {
         groups.remove(ROOM, session.uid().unwrap_or_default()).await?;
         Ok(Bytes::from_static(b"success"))
+    }
+
+    /// Who has gone is in no room. Only a gateway in the same process tells.
+    pub async fn on_close(&self, session: Session, groups: Groups) {
+        if let Some(uid) = session.uid() {
+            // Most never joined.
+            let _ = groups.remove(ROOM, uid).await;
+        }
     }
 
     /// Sends one user's message to all.

@@ -219,6 +219,42 @@ async fn valid_validates_always_and_named_types_when_it_is_configured() {
     on.send(&request(1, "shop.shop.none", "")).data().await;
 }
 
+struct Door(Journal);
+
+#[handlers("door")]
+impl Door {
+    pub async fn on_ready(&self) {
+        self.0.note("ready");
+    }
+
+    pub async fn before(&self, session: Session) -> Result<()> {
+        self.0.note("before");
+        if session.id() == 13 { Err(Error::new("GAME-13", "not you")) } else { Ok(()) }
+    }
+
+    pub async fn after(&self, Outcome(outcome): Outcome) {
+        self.0.note(format!("after {}", outcome.is_ok()));
+    }
+
+    pub async fn open(&self) -> Result<u8> {
+        self.0.note("open");
+        Ok(1)
+    }
+}
+
+#[tokio::test]
+async fn a_component_brings_the_functions_around_its_own_handlers() {
+    let journal = Journal::default();
+    let app = App::new("room")
+        .component(Door(journal.clone()))
+        .on("wall.open", async || Ok::<_, Error>(0));
+    let harness = Harness::new(app).await;
+    harness.send(&request(1, "room.door.open", "")).data().await;
+    harness.send(&request(13, "room.wall.open", "")).data().await;
+    assert_eq!(harness.send(&request(13, "room.door.open", "")).error().await.0, "GAME-13");
+    assert_eq!(journal.take(), ["ready", "before", "open", "after true", "before"]);
+}
+
 #[tokio::test]
 async fn what_a_function_needs_is_found_missing_at_the_start() {
     let app = App::new("shop").before(async |_: State<u64>| {});

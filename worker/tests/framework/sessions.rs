@@ -121,6 +121,39 @@ async fn functions_around_a_bind_may_refuse_it() {
 }
 
 #[tokio::test]
+async fn users_are_pushed_to_and_kicked_from_anywhere() {
+    let kept: std::sync::Arc<std::sync::OnceLock<Push>> = std::sync::Arc::default();
+    let keep = std::sync::Arc::clone(&kept);
+    let app = App::new("room").on_start(move |push: Push| {
+        let _ = keep.set(push);
+        async {}
+    });
+    let harness = Harness::new(app).await;
+    let task = tokio::spawn(async move {
+        let push = kept.get().unwrap();
+        assert!(push.frontend_type().is_err(), "nobody asked, so no gateway is the obvious one");
+        push.to_users(&["ann", "bob"], "connector", "onText", "x").await.unwrap();
+        push.kick(&["ann"], "connector").await.unwrap();
+        push.to_users(&["ann"; 0], "connector", "onText", "x").await.unwrap();
+        let nobody = push.kick(&["ann"], "").await.unwrap_err();
+        assert!(nobody.error.msg.contains("valid frontendType"));
+    });
+    task.await.unwrap();
+    let sent = harness.link.published.lock().unwrap();
+    let subjects: Vec<_> = sent.iter().map(|sent| sent.subject.as_str()).collect();
+    let user = |uid: &str, what: &str| format!("pitaya/connector/user/{uid}/{what}");
+    assert_eq!(subjects, [user("ann", "push"), user("bob", "push"), user("ann", "kick")]);
+}
+
+#[tokio::test]
+async fn a_server_type_that_would_change_a_subject_stops_the_start() {
+    for bad in ["", "a.b", "*", ">", "a b", "a/b", "a\n", "a\u{3000}"] {
+        let error = Harness::try_new(App::new(bad)).await.err().unwrap();
+        assert!(error.msg.contains("is not a server type"), "{bad:?}: {}", error.msg);
+    }
+}
+
+#[tokio::test]
 async fn routes_of_pushes_that_nobody_could_carry_are_refused() {
     let app = App::new("room").on("s.push", async |session: Session, route: String| {
         session.bind("ann").await?;

@@ -1,0 +1,128 @@
+//! The binding storage: which frontend holds which user, in etcd, with Pitaya's keys (cluster protocol 15).
+//!
+//! ```text
+//! {prefix}bindings/{frontend type}/{uid} = {server id of the frontend}
+//! ```
+//!
+//! NATS finds users by their subjects and needs none of this; gRPC does. Here is what reads it; what keeps a frontend's
+//! own entries is [`BindingWriter`](super::binding_writer::BindingWriter).
+
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::etcd::{Client, ClientOptions, EtcdError, RangeRequest};
+use crate::config::Config;
+
+/// Limit of one call to etcd.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of the binding storage. Endpoints and prefix should be those of service discovery.
+#[derive(Clone)]
+pub struct BindingOptions {
+    /// etcd endpoints, `host:port` or URLs.
+    pub endpoints: Vec<String>,
+    /// etcd user; used only when the password is not empty either.
+    pub user: String,
+    /// Password of the user.
+    pub password: String,
+    /// Put before each key as it is; usually ends in `/`.
+    pub prefix: String,
+    /// Limit of one connect.
+    pub dial_timeout: Duration,
+    /// How long the bindings of a frontend that died stay; whole seconds.
+    pub lease_ttl: Duration,
+}
+
+impl BindingOptions {
+    /// What the configuration says below `pitaya.modules.bindingstorage.etcd`. The lease is a gateway's business;
+    /// pass the time to live there, and anything elsewhere.
+    pub fn new(config: &Config, lease_ttl: Duration) -> Self {
+        let key = |name: &str| format!("pitaya.modules.bindingstorage.etcd.{name}");
+        Self {
+            endpoints: config.list(&key("endpoints")),
+            user: config.string(&key("user")).to_owned(),
+            password: config.secret(&key("pass")).reveal().to_owned(),
+            prefix: config.string(&key("prefix")).to_owned(),
+            dial_timeout: config.duration(&key("dialtimeout")),
+            lease_ttl,
+        }
+    }
+
+    /// `call_timeout` is the limit of one call on one endpoint.
+    pub(super) fn client(&self, call_timeout: Duration) -> Result<Client, EtcdError> {
+        Client::new(&ClientOptions {
+            endpoints: self.endpoints.clone(),
+            user: self.user.clone(),
+            password: self.password.clone(),
+            dial_timeout: self.dial_timeout,
+            call_timeout,
+        })
+    }
+}
+
+impl fmt::Debug for BindingOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BindingOptions")
+            .field("endpoints", &self.endpoints)
+            .field("user", &self.user)
+            .field("prefix", &self.prefix)
+            .field("lease_ttl", &self.lease_ttl)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a look-up gave no frontend.
+#[derive(Debug, Error)]
+pub enum BindingError {
+    /// Nobody of that type holds the user. Pitaya's text.
+    #[error("binding for this user was not found in etcd")]
+    NotFound,
+    /// The value is not a server id.
+    #[error("the binding of this user is not text")]
+    Malformed,
+    /// etcd.
+    #[error("the binding storage: {0}")]
+    Etcd(#[from] EtcdError),
+}
+
+/// Looks users up. Clones share one connection.
+#[derive(Clone)]
+pub struct BindingStorage {
+    client: Client,
+    prefix: String,
+}
+
+impl BindingStorage {
+    /// A storage that connects with its first look-up. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`EtcdError::NoEndpoint`] and [`EtcdError::InvalidEndpoint`]
+    pub fn new(options: &BindingOptions) -> Result<Self, EtcdError> {
+        Ok(Self {
+            client: options.client(options.dial_timeout.min(CALL_TIMEOUT))?,
+            prefix: options.prefix.clone(),
+        })
+    }
+
+    /// The server id of the frontend of this type that holds the user, as of now: a frontend that died stays for as
+    /// long as its lease, so check that it is in the server table. One round trip to etcd.
+    ///
+    /// # Errors
+    /// A [`BindingError`].
+    pub async fn frontend_of(
+        &self,
+        uid: &str,
+        frontend_type: &str,
+    ) -> Result<String, BindingError> {
+        let key = key(&self.prefix, frontend_type, uid);
+        let mut found = self.client.range(RangeRequest { key, ..RangeRequest::default() }).await?;
+        let value = found.kvs.pop().ok_or(BindingError::NotFound)?.value;
+        String::from_utf8(value).map_err(|_| BindingError::Malformed)
+    }
+}
+
+pub(super) fn key(prefix: &str, frontend_type: &str, uid: &str) -> Vec<u8> {
+    format!("{prefix}bindings/{frontend_type}/{uid}").into_bytes()
+}
