@@ -5,6 +5,7 @@
 //! and stops them in the opposite one. It never sees a player's message.
 
 pub mod connector;
+mod credentials;
 mod edge;
 pub mod hosting;
 pub mod plan;
