@@ -12,7 +12,9 @@ use shared::error::code;
 use shared::metrics::{CoreCounter, LimitLabel};
 use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
+use worker::SessionEvent;
 
+use crate::application;
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
 use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
@@ -139,8 +141,28 @@ pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, cor
     core.ending.push((connection.token, reason));
 }
 
-/// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`].
+/// Refuses what cannot be bound, and asks the application about the rest if it wants to be asked.
 fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
+    let client = &mut connection.client;
+    let refusal = match client.binding {
+        _ if client.ending.is_asked() => Some(SESSION_NOT_FOUND),
+        _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
+        Binding::None => None,
+        Binding::Asking { .. } | Binding::Proving { .. } | Binding::Bound { .. } => {
+            Some(ALREADY_BOUND)
+        }
+    };
+    if let Some(text) = refusal {
+        turn.bus.reply(reply, &failure(code::UNKNOWN, text));
+    } else if application::follows(turn.bus, SessionEvent::Binding) {
+        application::ask_for_bind(client, uid, reply, turn);
+    } else {
+        begin_bind(connection, uid, reply, turn);
+    }
+}
+
+/// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`]. A banned user is kicked instead.
+pub fn begin_bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
     if turn.core.is_uid_banned(uid) {
         turn.core.meter.limited(LimitLabel::BannedUid);
         turn.bus.reply(reply, &failure(code::UNKNOWN, BANNED));
@@ -148,16 +170,6 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     }
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
-    let refusal = match client.binding {
-        _ if client.ending.is_asked() => Some(SESSION_NOT_FOUND),
-        _ if check_uid(uid).is_err() => Some(ILLEGAL_UID),
-        Binding::None => None,
-        Binding::Proving { .. } | Binding::Bound { .. } => Some(ALREADY_BOUND),
-    };
-    if let Some(text) = refusal {
-        bus.reply(reply, &failure(code::UNKNOWN, text));
-        return;
-    }
     if !bus.takes_lines() {
         // Another reactor took the call; this one has lost NATS. Neither the subscriptions nor the confirmation could
         // leave, so nothing changes, and the caller's next try finds the session unbound.
@@ -170,10 +182,10 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     }
     client.seats.user = core.limits.user(uid, core.now_us);
     match &mut bus.carrier {
-        Carrier::Local(_) => {
+        Carrier::None => {
             client.session.set_uid(uid);
             client.binding = Binding::Bound { subscription: 0 };
-            bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+            application::confirm_bind(client, reply, rules, bus);
         }
         Carrier::Nats(lines) => {
             let subscription = bus.subscriptions.insert(connection.token, uid);
@@ -203,19 +215,20 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, turn: &mut Turn<'_>) 
     let (uid, subscription) = (uid.clone(), *subscription);
     connection.client.session.set_uid(&uid);
     connection.client.binding = Binding::Bound { subscription };
+    let session = connection.client.session.id();
     let mailbox = core.mailboxes.get(core.reactor).cloned();
     let mut reply = Some(reply);
     let is_noted = core.directory.note_bound(&uid, || {
         let reply = reply.take().unwrap_or_default();
         // A full mailbox loses the confirmation; the caller asks again and is told that the session is bound.
-        Box::new(move || drop(mailbox.map(|mailbox| mailbox.send(Mail::Bound { reply }))))
+        Box::new(move || drop(mailbox.map(|mailbox| mailbox.send(Mail::Bound { session, reply }))))
     });
     if rules.is_session_unique {
         let announcement = proto::BindMsg { uid, fid: rules.server_id.clone() };
         bus.publish(rules.bindings_subject().as_bytes(), &announcement.encode_to_vec());
     }
     if !is_noted {
-        confirm(reply.unwrap_or_default(), bus);
+        application::confirm_bind(&mut connection.client, reply.unwrap_or_default(), rules, bus);
     }
 }
 
@@ -259,7 +272,8 @@ fn refused_subject(text: &str) -> Option<&str> {
 /// How nats-server begins to say that a subscription is not permitted.
 const SUBSCRIPTION_REFUSED: &str = "Permissions Violation for Subscription to ";
 
-fn unsubscribe(subscription: u64, bus: &mut BusState) {
+/// Takes back the two subscriptions of a user; 0 stands for none.
+pub fn unsubscribe(subscription: u64, bus: &mut BusState) {
     if let Carrier::Nats(lines) = &mut bus.carrier
         && subscription > 0
     {
@@ -274,7 +288,7 @@ pub fn unbind(connection: &mut Connection, bus: &mut BusState, directory: &Direc
     let session = connection.client.session.id();
     let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
     let (uid, subscription) = match binding {
-        Binding::None => (String::new(), 0),
+        Binding::None | Binding::Asking { .. } => (String::new(), 0),
         Binding::Proving { uid, subscription } => (uid, subscription),
         Binding::Bound { subscription } => {
             (connection.client.session.uid().to_owned(), subscription)

@@ -15,6 +15,7 @@ use shared::metrics::RouteLabel;
 use shared::packet::{self, PacketType};
 use shared::session::Session;
 use shared::websocket::frame;
+use worker::EventOrder;
 
 use crate::bus::homes::Homes;
 use crate::driver::{Driver, Token};
@@ -24,6 +25,7 @@ use crate::limits::Seats;
 use crate::outbox::{BufferPool, Outbox, Sent, Way};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
+use crate::wrapper::Filters;
 
 /// One client.
 pub struct Connection {
@@ -65,6 +67,10 @@ pub struct Client {
     pub in_flight: u32,
     /// The bind that is being proven, and the subscriptions of a bound uid.
     pub binding: Binding,
+    /// What the application's wrappers have put in front of its packets.
+    pub filters: Filters,
+    /// The order of what the application is told of this session.
+    pub events: EventOrder,
     /// Label of the last route that was forwarded or pushed, for the log line at the end.
     pub last_route: RouteLabel,
     /// Number of the bus on the reactor that this client's messages use.
@@ -90,6 +96,11 @@ pub struct Client {
 pub enum Binding {
     /// No uid.
     None,
+    /// The application is asked; nothing is claimed yet.
+    Asking {
+        /// The uid to be.
+        uid: String,
+    },
     /// Subscribed, waiting for the proof; the uid is not on the session yet.
     Proving {
         /// The uid to be.
@@ -277,6 +288,8 @@ impl Connection {
             is_web_socket: false,
             in_flight: 0,
             binding: Binding::None,
+            filters: None,
+            events: EventOrder::default(),
             last_route: RouteLabel::OTHER,
             bus,
             freezing: None,

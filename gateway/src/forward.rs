@@ -24,7 +24,7 @@ use shared::server::Server;
 
 use crate::bus::pending::Pending;
 use crate::bus::queue::Waiting;
-use crate::bus::targets::{Choice, Place, Seeker, Target};
+use crate::bus::targets::{Choice, LOCAL_TYPE, Place, Seeker, Target};
 use crate::bus::{BusState, Carrier};
 use crate::connection::Client;
 use crate::driver::Token;
@@ -170,31 +170,23 @@ fn route_message(
     let route = Route::parse(text).map_err(|error| {
         Refusal::new(FailReason::BadRoute, code::BAD_REQUEST, error.to_string())
     })?;
-    let own_type = rules.server_type.as_str();
-    let server_type = route.server_type.unwrap_or(own_type);
-    let is_own = server_type == own_type;
-    let target_type = match rules.local.as_ref().map(|local| &local.server_type) {
-        Some(local) if is_own || server_type == local => local.clone(),
-        Some(_) => return Err(not_found(server_type, &route)),
-        None if is_own || route.service == "sys" => return Err(not_found(server_type, &route)),
-        None => String::new(),
+    let Some(target_type) = target_type(&route, rules) else {
+        return Err(not_found(route.server_type.unwrap_or(&rules.server_type), &route));
     };
-    if route.service == "sys" {
-        return Err(not_found(server_type, &route));
-    }
     if asked.is_request && client.in_flight >= rules.in_flight_connection_max {
         core.meter.limited(LimitLabel::InFlight);
         return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     }
-    if !bus.is_ready() || bus.is_full() {
+    // Without NATS the application in this process still serves.
+    if target_type != LOCAL_TYPE && (!bus.is_ready() || bus.is_full()) {
         return Err(Refusal::new(FailReason::BusDown, code::BUSY, NOT_CONNECTED));
     }
-    let server_type = if target_type.is_empty() { server_type } else { &target_type };
     let full_route;
     let text = if route.server_type.is_some() {
         text
     } else {
-        full_route = format!("{server_type}.{text}");
+        let own_type = rules.local_type().unwrap_or(&rules.server_type);
+        full_route = format!("{own_type}.{text}");
         &full_route
     };
     if let Err(limit) = messages::admit_route(&mut client.seats, text, &rules.limits, core.now_us) {
@@ -205,7 +197,7 @@ fn route_message(
         message_id: asked.id,
         is_notify: !asked.is_request || asked.id == 0,
         route: text,
-        server_type,
+        server_type: target_type,
         payload: asked.payload,
         arrived_us: core.now_us,
         deadline_ms: core.now_ms + rules.request_timeout_ms,
@@ -237,6 +229,16 @@ fn send_or_wait(
             waits.inspect_err(|_| core.meter.limited(LimitLabel::Queue))
         }
         Choice::NoServers => Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS)),
+    }
+}
+
+/// The type of the servers that a route goes to; None when clients may not go there, or nobody could serve it.
+fn target_type<'a>(route: &Route<'a>, rules: &Rules) -> Option<&'a str> {
+    let is_own = |name: &str| name == rules.server_type || rules.local_type() == Some(name);
+    match route.server_type {
+        _ if route.service == "sys" => None,
+        Some(server_type) if !is_own(server_type) => (!rules.is_standalone).then_some(server_type),
+        _ => rules.local.is_some().then_some(LOCAL_TYPE),
     }
 }
 
@@ -369,7 +371,9 @@ pub fn send(
     if let Some(home) = bus.targets.find(target).and_then(Target::home) {
         client.homes.set(home);
     }
+    let is_local = bus.targets.is_local(target);
     if let Carrier::Nats(lines) = &bus.carrier
+        && !is_local
         && encoded.encoded_bytes() > lines.payload_bytes_max
     {
         return Err(Refusal::new(FailReason::TooLarge, code::UNKNOWN, PAYLOAD_TOO_LARGE));
@@ -406,9 +410,15 @@ fn send_request(
     is_kept: bool,
     bus: &mut BusState,
 ) {
+    let is_local = bus.targets.is_local(target);
     let Some(target) = bus.targets.begin(target) else { return };
-    match &mut bus.carrier {
-        Carrier::Nats(lines) => {
+    match (&mut bus.carrier, &bus.local) {
+        (_, Some(carrier)) if is_local => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.request(token, Bytes::from(request));
+        }
+        (Carrier::Nats(lines), _) => {
             let bytes = encoded.encoded_bytes();
             lines.request_head(&target.subject, token, bytes);
             let start = lines.out.len();
@@ -418,31 +428,29 @@ fn send_request(
             }
             lines.out.extend_from_slice(b"\r\n");
         }
-        Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
-            encoded.encode(&mut request);
-            carrier.request(token, Bytes::from(request));
-        }
+        (Carrier::None, _) => {}
     }
 }
 
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
 /// state is kept here (cluster protocol 23.2).
 fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
+    let is_local = bus.targets.is_local(target);
     let Some(target) = bus.targets.find(target) else { return };
-    match &mut bus.carrier {
-        Carrier::Nats(lines) => {
+    match (&mut bus.carrier, &bus.local) {
+        (_, Some(carrier)) if is_local => {
+            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            encoded.encode(&mut request);
+            carrier.notify(Bytes::from(request));
+        }
+        (Carrier::Nats(lines), _) => {
             let bytes = encoded.encoded_bytes();
             lines.published += 1;
             encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
             encoded.encode(&mut lines.out);
             lines.out.extend_from_slice(b"\r\n");
         }
-        Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
-            encoded.encode(&mut request);
-            carrier.notify(Bytes::from(request));
-        }
+        (Carrier::None, _) => {}
     }
 }
 

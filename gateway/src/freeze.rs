@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use shared::agent::{Agent, AgentState};
 use shared::metrics::RouteLabel;
 use shared::session::Session;
+use worker::EventOrder;
 
 use crate::bus::Bus;
 use crate::bus::homes::Homes;
@@ -22,6 +23,7 @@ use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
 use crate::wire::{Wire, WireState};
+use crate::wrapper::Filters;
 
 /// One client at rest.
 pub struct ConnectionState {
@@ -47,6 +49,10 @@ pub struct ConnectionState {
     pub in_flight: u32,
     /// The cluster's side of the uid.
     pub binding: Binding,
+    /// What the application's wrappers have put in front of its packets.
+    pub filters: Filters,
+    /// The order of what the application is told.
+    pub events: EventOrder,
     /// Label of the last route.
     pub last_route: RouteLabel,
     /// The servers that it stays with.
@@ -100,6 +106,8 @@ impl Connection {
             homes: client.homes,
             closing: client.ending.closing(),
             binding: client.binding,
+            filters: client.filters,
+            events: client.events,
             seats: client.seats,
             session: client.session,
             handshake: client.handshake,
@@ -125,6 +133,8 @@ impl Connection {
         client.handshake = state.handshake;
         client.in_flight = state.in_flight;
         client.binding = state.binding;
+        client.filters = state.filters;
+        client.events = state.events;
         client.last_route = state.last_route;
         client.homes = state.homes;
         client.ending = Ending::resume(state.closing);

@@ -107,7 +107,7 @@ impl Gateway {
     }
 
     /// Finishes what runs, closes all connections and leaves the cluster. Takes the request timeout and the write
-    /// deadline at most, and a little more.
+    /// deadline at most, and a little more; with an application that hangs, the request timeout once more.
     pub fn stop(self) {
         // A control thread that has ended needs no command.
         let _ = self.commands.blocking_send(Command::Stop);

@@ -1,7 +1,11 @@
 //! The gateway as a library: reactors that hold the players' connections and forward their messages.
+//!
+//! [`builder::Builder`] is where to begin; the rest is public for tests, benchmarks and the binary.
 
 pub mod admin;
 pub mod allowance;
+pub mod application;
+pub mod builder;
 pub mod bus;
 pub mod calls;
 pub mod clock;
@@ -25,6 +29,7 @@ pub mod mailbox;
 pub mod meter;
 pub mod outbox;
 pub mod page;
+pub mod process;
 pub mod reactor;
 pub mod retry;
 pub mod rules;
@@ -32,3 +37,4 @@ mod starting;
 pub mod tls;
 pub mod turn;
 pub mod wire;
+pub mod wrapper;

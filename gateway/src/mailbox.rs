@@ -16,6 +16,7 @@ use shared::server::ServerTable;
 use shared::session::SessionId;
 use tokio::sync::Notify;
 
+use crate::application::Verdict;
 use crate::bus::ReplyTo;
 use crate::bus::link::NatsServer;
 use crate::driver::Waker;
@@ -54,6 +55,15 @@ pub enum Mail {
         /// Where the answer goes.
         reply: ReplyTo,
     },
+    /// What the hosted application thinks of a bind.
+    Judged(Box<Verdict>),
+    /// The hosted application's answer to a call of another server: an encoded `protos.Response`.
+    Reply {
+        /// Where it goes.
+        reply: ReplyTo,
+        /// The encoded response.
+        answer: Bytes,
+    },
     /// A push to a session of this reactor (in-process bus): an encoded `protos.Push`.
     Push {
         /// Who gets it.
@@ -63,6 +73,8 @@ pub enum Mail {
     },
     /// A bind is in the binding storage: it can be confirmed.
     Bound {
+        /// Whose bind.
+        session: SessionId,
         /// Where the confirmation goes.
         reply: ReplyTo,
     },
@@ -97,6 +109,7 @@ impl Mail {
     fn payload_bytes(&self) -> usize {
         match self {
             Self::Call { request: bytes, .. }
+            | Self::Reply { answer: bytes, .. }
             | Self::Push { push: bytes, .. }
             | Self::Answer { response: bytes, .. } => bytes.len(),
             _ => 0,

@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use gateway::control::ControlError;
 use gateway::control::plan::Plan;
-use gateway::control::{Command, ControlError};
 use gateway::gateway::{Addresses, Commands, Gateway, StartError};
-use gateway::logging;
+use gateway::{logging, process};
 use shared::config::{Binary, Sources, TableFormat};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::Sender;
-use tokio::sync::oneshot;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -141,7 +138,7 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
 }
 
 fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
-    raise_descriptor_limit();
+    process::raise_descriptor_limit();
     let (server_id, server_type) = (plan.rules.server_id.clone(), plan.rules.server_type.clone());
     let reactors = plan.reactors;
     tracing::info!(
@@ -152,7 +149,7 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
         "starting"
     );
     let commands = Commands::new();
-    watch_signals(commands.sender()).map_err(|error| vec![error.to_string()])?;
+    process::watch(commands.sender()).map_err(|error| vec![error.to_string()])?;
     let gateway = match Gateway::start(plan, commands) {
         Ok(gateway) => gateway,
         Err(StartError::Control(ControlError::Stopped)) => return Ok(ExitCode::SUCCESS),
@@ -166,51 +163,6 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
     }
     gateway.wait();
     Ok(ExitCode::SUCCESS)
-}
-
-/// The first signal asks for an end in order, the second ends at once. SIGHUP reads the configuration again.
-fn watch_signals(commands: Sender<Command>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-            let (Ok(mut hangup), [Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)]) =
-                (signal(SignalKind::hangup()), kinds.map(signal))
-            else {
-                tracing::error!("cannot watch for signals");
-                return;
-            };
-            let mut is_first = true;
-            loop {
-                tokio::select! {
-                    _ = hangup.recv() => {
-                        // What becomes of it is logged, and a gateway that has ended needs no command.
-                        let (done, _) = oneshot::channel();
-                        let _ = commands.send(Command::Reload { done }).await;
-                        continue;
-                    }
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = quit.recv() => {}
-                }
-                if !is_first || commands.send(Command::Stop).await.is_err() {
-                    std::process::exit(130);
-                }
-                is_first = false;
-            }
-        });
-    })?;
-    Ok(())
-}
-
-/// Each player needs a descriptor; the soft limit is often far below what the process may have.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }
 
 /// Written beside and renamed, so that whoever waits for the file finds it whole.

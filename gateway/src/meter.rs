@@ -24,14 +24,14 @@ pub struct MetricsPlan {
 }
 
 impl MetricsPlan {
-    /// Reads the plan.
-    pub fn new(config: &Config) -> Self {
+    /// Reads the plan of a server of this type.
+    pub fn new(config: &Config, server_type: &str) -> Self {
         let mut const_labels: Vec<_> =
             config.map("pitaya.metrics.constlabels").into_iter().collect();
         const_labels.extend(config.map("pitaya.metrics.additionallabels"));
         Self {
             game: config.string("pitaya.metrics.game").to_owned(),
-            server_type: config.string("pitaya.server.type").to_owned(),
+            server_type: server_type.to_owned(),
             const_labels,
             custom: config.custom_metrics().to_vec(),
         }

@@ -19,6 +19,7 @@ use crate::limits::LimitRules;
 use crate::page::Pages;
 use crate::tls::{CertificateError, Certificates};
 use crate::wire::{Protocol, WireLimits};
+use crate::wrapper::Wrapper;
 
 /// What all reactors of the process have in common.
 pub struct Rules {
@@ -60,14 +61,18 @@ pub struct Rules {
     pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
-    /// What the in-process application brought, in standalone mode.
+    /// What the hosted application brought; its type is the own one in a cluster.
     pub local: Option<LocalRoutes>,
+    /// Whether there is no cluster.
+    pub is_standalone: bool,
     /// TLS on the ports that speak it.
     pub tls: Option<TlsRules>,
     /// Whom to believe when it speaks for a client behind it.
     pub proxies: ProxyRules,
     /// How much of a client's address workers are told.
     pub told_address: ToldAddress,
+    /// What the application has put in front of its clients' packets, the innermost first.
+    pub wrappers: Vec<Arc<dyn Wrapper>>,
     /// Files served on the WebSocket listener, for the demo.
     pub pages: Option<Pages>,
 }
@@ -116,6 +121,7 @@ impl Rules {
     pub fn renewed(&self, mut newer: Self) -> Result<Self, Vec<String>> {
         newer.server_id.clone_from(&self.server_id);
         newer.agent.checks.clone_from(&self.agent.checks);
+        newer.wrappers.clone_from(&self.wrappers);
         match (&self.tls, &mut newer.tls) {
             (None, None) => {}
             (Some(tls), Some(newer_tls)) => {
@@ -140,6 +146,11 @@ impl Rules {
     /// Errors: why the files cannot be used; the certificate from before stays in use then.
     pub fn reload_certificates(&self) -> Result<(), CertificateError> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.certificates.reload())
+    }
+
+    /// The type that routes of the hosted application carry.
+    pub fn local_type(&self) -> Option<&str> {
+        self.local.as_ref().map(|local| local.server_type.as_str())
     }
 
     /// The subject that this server is called on.

@@ -11,11 +11,12 @@ use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
 use crate::admin::{Actions, Admin, AdminSources, Readiness};
-use crate::bus::BusKind;
+use crate::bus::BusParts;
 use crate::bus::local::LocalBus;
+use crate::control::hosting::LocalParts;
 use crate::control::plan::Plan;
 use crate::control::upkeep::Upkeep;
-use crate::control::{BindingSource, Control, ControlError, LocalParts, post};
+use crate::control::{BindingSource, Control, ControlError, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
 use crate::limits::Limits;
@@ -45,8 +46,8 @@ pub(crate) struct Starting {
 
 impl Starting {
     /// Binds the ports and starts the reactors.
-    pub(crate) fn begin(mut plan: Plan) -> Result<Self, StartError> {
-        let application = plan.application.take();
+    pub(crate) fn begin(plan: Plan) -> Result<Self, StartError> {
+        let application = plan.take_application();
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
         let addresses = bind_all(&plan.ports, &mut listeners)?;
@@ -62,11 +63,11 @@ impl Starting {
             let rules = &plan.rules;
             Arc::new(LocalBus::new(directory.clone(), &rules.server_type, &rules.server_id))
         });
-        let bus = match (&local, &plan.cluster) {
-            (Some(local), _) => BusKind::Local(local.clone()),
-            (None, Some(cluster)) => BusKind::Nats(cluster.tls.clone()),
-            (None, None) => return Err(ControlError::Application("there is none".into()).into()),
-        };
+        let nats = plan.cluster.as_ref().map(|cluster| cluster.tls.clone());
+        if local.is_none() && nats.is_none() {
+            return Err(ControlError::Application("there is none".into()).into());
+        }
+        let bus = BusParts { nats, local: local.clone() };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
         let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
         let limits = Arc::new(Limits::new(plan.reactors));
@@ -119,9 +120,9 @@ impl Starting {
             .thread_name("control")
             .enable_all()
             .build()?;
-        let readiness = Arc::new(match &local {
-            Some(_) => Readiness::standalone(),
-            None => Readiness::cluster(plan.reactors),
+        let readiness = Arc::new(match &plan.cluster {
+            None => Readiness::standalone(),
+            Some(_) => Readiness::cluster(plan.reactors),
         });
         let sources = AdminSources {
             metrics: Arc::new({

@@ -121,6 +121,11 @@ impl Agent {
         self.state
     }
 
+    /// Whether a handshake was accepted.
+    pub fn has_shaken_hands(&self) -> bool {
+        self.state != State::Start
+    }
+
     /// Takes in the next packet.
     ///
     /// Errors: the reason to close, when the packet is not allowed in this state.

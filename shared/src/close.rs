@@ -42,6 +42,8 @@ pub enum CloseReason {
     Replaced,
     /// Closed by the game, without a kick.
     ClosedByServer,
+    /// A wrapper of the application has closed it.
+    Wrapper,
     /// The gateway holds all the connections it may hold.
     Overload,
     /// Too many connections from the client's address, or too many in a second.
@@ -65,7 +67,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::HandshakeTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
@@ -83,6 +85,7 @@ impl CloseReason {
         Self::Kicked,
         Self::Replaced,
         Self::ClosedByServer,
+        Self::Wrapper,
         Self::Overload,
         Self::AddressLimit,
         Self::Banned,
@@ -113,6 +116,7 @@ impl CloseReason {
             Self::Kicked => "kicked",
             Self::Replaced => "replaced",
             Self::ClosedByServer => "closed_by_server",
+            Self::Wrapper => "wrapper",
             Self::Overload => "overload",
             Self::AddressLimit => "address_limit",
             Self::Banned => "banned",
@@ -138,6 +142,7 @@ impl CloseReason {
             | Self::BadMessage
             | Self::BadHandshake
             | Self::RateLimited
+            | Self::Wrapper
             | Self::AddressLimit
             | Self::Banned
             | Self::ProxyHeader

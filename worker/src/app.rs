@@ -131,6 +131,11 @@ impl App {
         self
     }
 
+    /// How many requests the application takes at once.
+    pub fn window(&self) -> usize {
+        self.limits.window
+    }
+
     /// Shares a value with all handlers, by its type; see [`State`](crate::State).
     pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
         if !self.states.insert(value) {

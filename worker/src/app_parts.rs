@@ -106,21 +106,38 @@ impl App {
 
 /// The life of sessions.
 impl App {
-    /// Runs `f` when a handler binds a session, before the gateway is told; [`Session`](crate::Session) among its
-    /// extractors has the uid already. A failure undoes the bind and is what the handler gets.
+    /// Runs `f` before a session is bound: at a gateway that hosts the application whoever asks for the bind, on a backend
+    /// when a handler does. [`Session`](crate::Session) among its extractors has the uid already. The first failure
+    /// refuses the bind, and is what the caller of `Session::bind` gets. Pitaya's `OnSessionBind`.
+    ///
+    /// ```
+    /// use worker::prelude::*;
+    ///
+    /// async fn not_banned(session: Session) -> Result<()> {
+    ///     if session.uid().is_some_and(|uid| uid.starts_with("banned-")) {
+    ///         bail!("CN-403", "you are banned")
+    ///     }
+    ///     Ok(())
+    /// }
+    ///
+    /// let app = App::new("connector").on_bind(not_banned);
+    /// ```
     pub fn on_bind<M: 'static>(mut self, f: impl Handler<M>) -> Self {
         self.parts.session_hooks.on_bind.push(AnyHandler::new(f));
         self
     }
 
-    /// Runs `f` after the gateway has confirmed a bind. A failure is what the handler gets, but the session stays bound.
+    /// Runs `f` when a session was bound and can be pushed to, before the caller of `Session::bind` goes on. A failure is
+    /// what that caller gets; at a gateway that hosts the application the bind is undone, elsewhere the session stays
+    /// bound. Pitaya's `OnAfterSessionBind`.
     pub fn after_bind<M: 'static>(mut self, f: impl Handler<M>) -> Self {
         self.parts.session_hooks.after_bind.push(AnyHandler::new(f));
         self
     }
 
-    /// Runs `f` when a session has ended, after its last message; [`Session`](crate::Session) among its extractors is what
-    /// the gateway knew of it. Only in standalone mode: gateways of a cluster tell nobody, as in Pitaya.
+    /// Runs `f` when a session has ended whose handshake was accepted, after its last message;
+    /// [`CloseReason`](crate::CloseReason) is among its extractors, and [`Session`](crate::Session), which is what the
+    /// gateway knew of it. Only where the application is hosted by the gateway: backends are not told, as in Pitaya.
     pub fn on_close<M: 'static>(mut self, f: impl Handler<M>) -> Self {
         self.parts.session_hooks.on_close.push(AnyHandler::new(f));
         self

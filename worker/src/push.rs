@@ -103,10 +103,12 @@ impl Push {
         send_push(&self.0.environment, &frontend_type, &push).await
     }
 
-    /// The type of the gateway whose client this call serves, in standalone mode always the own one. Fails in hooks and
-    /// remotes of a backend, and for a gateway that is not in the server table.
+    /// The type of the gateway whose client this call serves; in hooks and remotes that of the gateway that hosts the
+    /// application. Fails in hooks and remotes of a backend, and for a gateway that is not in the server table.
     pub fn frontend_type(&self) -> Result<String> {
-        if let Some(own) = &self.0.environment.frontend_type {
+        let environment = &self.0.environment;
+        let is_own = ["", &environment.server_id].contains(&self.0.frontend_id.as_str());
+        if let Some(own) = environment.frontend_type.as_ref().filter(|_| is_own) {
             return Ok(own.as_ref().to_owned());
         }
         self.0.frontend().map(|server| server.server_type.clone())

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::{Client, Event};
+use async_nats::Event;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
@@ -20,14 +20,14 @@ use shared::server::ServerTable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
 use crate::grpc;
 use crate::jobs::{Consumer, JobHandlers};
-use crate::nats::{self, Ending, Inlet, NatsLink, NatsSettings};
+use crate::nats::{self, Ending, Inlet, NatsLink};
 use crate::servers::Servers;
 use crate::service::Service;
 use crate::settings::Settings;
@@ -72,7 +72,7 @@ impl App {
             _ = stops.recv() => return Ok(()),
         };
         let mut server = tokio::select! {
-            server = Running::start(app, &settings, connection) => server?,
+            server = Box::pin(Running::start(app, &settings, connection)) => server?,
             _ = stops.recv() => return Ok(()),
         };
         let stopped = server.serve(&settings, &mut stops).await;
@@ -90,7 +90,7 @@ struct Connection {
 /// Connects and subscribes; tries until it works. Mistakes of the configuration fail at once.
 async fn open(settings: &Settings) -> Result<Connection> {
     let (sender, events) = mpsc::channel(64);
-    let client = connect(&settings.nats, sender).await?;
+    let client = nats::connect_patiently(&settings.nats, sender).await?;
     let subject = settings.own.subject();
     let subscriber = loop {
         match nats::subscribe(&client, &subject).await {
@@ -100,21 +100,6 @@ async fn open(settings: &Settings) -> Result<Connection> {
         }
     };
     Ok(Connection { inlet: Inlet { client, subject, subscriber }, events })
-}
-
-async fn connect(settings: &NatsSettings, events: mpsc::Sender<Event>) -> Result<Client> {
-    for attempt in 1.. {
-        match nats::connect(settings, events.clone()).await {
-            Ok(client) => return Ok(client),
-            Err(error @ nats::NatsError::Connect(_)) => {
-                let pause = nats::backoff(settings.reconnect_wait, attempt);
-                tracing::warn!(%error, ?pause, "waiting for NATS");
-                sleep(pause).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    unreachable!("the attempts do not end")
 }
 
 /// The tasks that take requests: one for the connection, and one for each that is about to be closed by its server.

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use prost::Message;
+use futures_util::future::BoxFuture;
+use prost::Message as _;
 use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
@@ -42,7 +43,6 @@ use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
 use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
-use crate::session_hooks;
 use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
@@ -105,10 +105,16 @@ pub(crate) struct Began {
     pub(crate) listeners: Vec<Listener>,
 }
 
+/// What goes through the queues of sessions.
+#[expect(clippy::large_enum_variant, reason = "nearly all are messages, which need no other place")]
+enum Job {
+    Message(Message),
+    /// Something that has to come after the messages.
+    Event(BoxFuture<'static, ()>),
+}
+
 /// One request on its way through the queues.
-struct Job {
-    /// Not a message of the session but its end.
-    is_end: bool,
+struct Message {
     request: proto::Request,
     msg: proto::Msg,
     arrived: Instant,
@@ -191,48 +197,34 @@ impl Service {
             }
         };
         let key = inner.session_key(&request, &msg);
-        let job = Job { is_end: false, request, msg, arrived, limit, reply, permit };
-        let Some(key) = key else { return self.spawn(job) };
-        if let Some(job) = self.enqueue(key, job) {
+        let job = Job::Message(Message { request, msg, arrived, limit, reply, permit });
+        let Some(key) = key else { return self.spawn(job, arrived) };
+        if let Some(Job::Message(message)) = self.enqueue(key, job, arrived) {
             inner.environment.counters.add(Counter::Busy);
-            job.reply.send(answer::busy());
+            message.reply.send(answer::busy());
         }
     }
 
-    /// Whether the application wants to hear of sessions that have ended.
-    pub fn wants_closed_sessions(&self) -> bool {
-        !self.0.environment.session_hooks.on_close.is_empty()
-    }
-
-    /// Tells the application that a session of the gateway `frontend_id` has ended, after the messages of the session
-    /// that have come before. Never blocks, and may be called from any thread.
-    pub fn session_closed(&self, frontend_id: &str, session: proto::Session) {
-        let key = self.0.keys.hash_one((frontend_id, session.id));
-        let request = proto::Request {
-            session: Some(session),
-            frontend_id: frontend_id.to_owned(),
-            ..proto::Request::default()
-        };
-        let job = Job {
-            is_end: true,
-            request,
-            msg: proto::Msg::default(),
-            arrived: Instant::now(),
-            limit: None,
-            reply: Reply::discard(),
-            permit: self.0.admission.enter(),
-        };
-        // Behind a queue that is full it does not wait: an end must not be lost.
-        if let Some(job) = self.enqueue(key, job) {
-            self.spawn(job);
+    /// Runs `work` after the messages of the session that have come before; at once behind a queue that is full, since it
+    /// must not be lost.
+    pub(crate) fn run_behind_messages(
+        &self,
+        frontend_id: &str,
+        session: i64,
+        work: BoxFuture<'static, ()>,
+    ) {
+        let key = self.0.keys.hash_one((frontend_id, session));
+        let now = Instant::now();
+        if let Some(job) = self.enqueue(key, Job::Event(work), now) {
+            self.spawn(job, now);
         }
     }
 
     /// Puts a job behind those of its session; gives it back when there is no room.
-    fn enqueue(&self, key: u64, job: Job) -> Option<Job> {
+    fn enqueue(&self, key: u64, job: Job, arrived: Instant) -> Option<Job> {
         match self.0.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
-                let ready = Ready::new(&self.0, job.arrived);
+                let ready = Ready::new(&self.0, arrived);
                 self.0.runtime.spawn(async move {
                     ready.inner.clone().run_session(key, job, ready).await;
                 });
@@ -243,8 +235,8 @@ impl Service {
         }
     }
 
-    fn spawn(&self, job: Job) {
-        let ready = Ready::new(&self.0, job.arrived);
+    fn spawn(&self, job: Job, arrived: Instant) {
+        let ready = Ready::new(&self.0, arrived);
         self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
     }
 
@@ -314,22 +306,33 @@ impl Service {
     }
 
     /// Tells the listeners about servers from now on, until the set is dropped.
-    pub(crate) fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
+    pub fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
         let listeners = std::mem::take(&mut self.began().listeners);
         listeners::start(&listeners, discovery, &self.0.environment)
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.0.runtime
+    }
+
+    /// Something that [`Service::drain`] waits for as long as the permit lives.
+    pub(crate) fn enter(&self) -> Permit {
+        self.0.admission.enter()
     }
 
     fn began(&self) -> MutexGuard<'_, Began> {
         self.0.began.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the modules that the end begins.
-    pub(crate) async fn before_shutdown(&self) {
+    /// Tells the modules that the end begins; the first step of [`Service::shut_down`], for hosts that take them one by
+    /// one.
+    pub async fn before_shutdown(&self) {
         self.0.environment.modules.before_shutdown(&self.0.environment).await;
     }
 
-    /// Ends timers, then modules, then components.
-    pub(crate) async fn on_shutdown(&self) {
+    /// Ends timers, then modules, then components; the last step of [`Service::shut_down`], for hosts that take them one
+    /// by one.
+    pub async fn on_shutdown(&self) {
         let environment = &self.0.environment;
         environment.timers.close().await;
         environment.modules.shutdown(environment).await;
@@ -360,11 +363,16 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job, ready: Ready) {
-        if job.is_end {
-            drop(ready);
-            return self.run_end(job).await;
-        }
-        let Job { request, msg, arrived, limit, reply, permit, .. } = job;
+        let Message { request, msg, arrived, limit, reply, permit } = match job {
+            Job::Message(message) => message,
+            Job::Event(work) => {
+                drop(ready);
+                if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                    self.environment.note_panic("", "an event of a session");
+                }
+                return;
+            }
+        };
         let route = msg.route.clone();
         let session_id = request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
@@ -388,19 +396,6 @@ impl Inner {
         }
         reply.send(answer::encode(outcome, self.answer_bytes_max.load(Ordering::Relaxed)));
         drop(permit);
-    }
-
-    /// Runs the application's functions for a session that has ended. Never panics.
-    async fn run_end(&self, job: Job) {
-        let session = job.request.session.unwrap_or_default();
-        let data = SessionData::new(session.data).unwrap_or_default();
-        let state = SessionState { id: session.id, uid: session.uid, data };
-        let mut context = Context::of_hook(Arc::clone(&self.environment));
-        context.frontend_id = job.request.frontend_id;
-        context.session = Some(Mutex::new(state));
-        let on_close = &self.environment.session_hooks.on_close;
-        session_hooks::run_all(on_close, &Arc::new(context)).await;
-        drop(job.permit);
     }
 
     /// The checks of cluster protocol 5.3 in their order, then the handler. Returns `Response.data`.

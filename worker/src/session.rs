@@ -80,16 +80,22 @@ impl Session {
         };
         // Undone by the guard as well when the call is cancelled while the gateway works on it.
         let mut undo = UndoBind { session: self, is_armed: true };
-        let hooks = &self.0.environment.session_hooks;
-        session_hooks::run_until_failure(&hooks.on_bind, &self.0).await?;
+        // A gateway that hosts the application tells it of every bind by itself.
+        let hooks = (!self.is_frontend()).then_some(&self.0.environment.session_hooks);
+        if let Some(hooks) = hooks {
+            session_hooks::run_until_failure(&hooks.on_bind, &self.0).await?;
+        }
         let argument = proto::Session { id, uid: uid.to_owned(), data: Bytes::new() };
         self.call_frontend("sys.bindsession", argument.encode_to_vec()).await?;
         undo.is_armed = false;
-        session_hooks::run_until_failure(&hooks.after_bind, &self.0).await
+        match hooks {
+            Some(hooks) => session_hooks::run_until_failure(&hooks.after_bind, &self.0).await,
+            None => Ok(()),
+        }
     }
 
     /// Pushes a message to the session's client. On a backend it goes through the user's subject, so the session must be
-    /// bound (`you have to bind an UID to the session to do that`); in standalone mode it need not be.
+    /// bound (`you have to bind an UID to the session to do that`); for a client of the own process it need not be.
     ///
     /// Ok means sent, not delivered. A push that a handler sends arrives before the handler's own answer. Fails with
     /// `PIT-400` for a route that no message can carry.
@@ -116,9 +122,11 @@ impl Session {
         self.call_frontend("sys.kick", argument.encode_to_vec()).await
     }
 
-    /// Whether the client's connection is in this process: standalone mode.
+    /// Whether the client's connection is in this process: standalone mode, and the own clients of a gateway that hosts
+    /// the application.
     pub fn is_frontend(&self) -> bool {
-        self.0.environment.frontend_type.is_some()
+        let environment = &self.0.environment;
+        environment.frontend_type.is_some() && self.0.frontend_id == environment.server_id
     }
 
     /// A field of the session's data. None when there is none; an error when it is of another type.

@@ -1,10 +1,9 @@
 //! What a running server takes from the configuration, as the types of the parts that use it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::{Config, Secret};
+use shared::config::Config;
 use shared::metrics::{Exporter, ExporterOptions, MetricError};
 use shared::router::Policy;
 use shared::routing::Routing;
@@ -55,7 +54,7 @@ impl Settings {
         Ok(Self {
             own,
             grpc,
-            nats: nats(config, name),
+            nats: NatsSettings::of(config, name),
             discovery: DiscoveryOptions::new(config),
             limits,
             groups: groups_of(config),
@@ -106,31 +105,6 @@ fn hostname() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let name = kernel.or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
     name.trim().to_owned()
-}
-
-fn nats(config: &Config, name: String) -> NatsSettings {
-    let secret = |key| Some(config.secret(key)).filter(|s| !s.is_empty());
-    let text = |key| secret(key).map(|secret: Secret| secret.reveal().to_owned());
-    let path = |key| Some(config.string(key)).filter(|p| !p.is_empty()).map(PathBuf::from);
-    let server = "pitaya.cluster.rpc.server.nats";
-    let reconnects = config.int(&format!("{server}.maxreconnectionretries"));
-    NatsSettings {
-        urls: config.string(&format!("{server}.connect")).to_owned(),
-        name,
-        connect_timeout: config.duration(&format!("{server}.connectiontimeout")),
-        reconnect_wait: config.duration(&format!("{server}.reconnectwait")),
-        reconnect_jitter: config.duration(&format!("{server}.reconnectjitter")),
-        ping_interval: config.duration(&format!("{server}.pinginterval")),
-        // The limit 0 would mean none to async-nats.
-        reconnects_max: usize::try_from(reconnects).ok().map(|n| n.max(1)),
-        user: text("pitaya.nats.password")
-            .map(|password| (config.string("pitaya.nats.user").to_owned(), password)),
-        token: text("pitaya.nats.token"),
-        nkey: text("pitaya.nats.nkey"),
-        credentials: text("pitaya.nats.credentials"),
-        tls_ca: path("pitaya.nats.tls.ca"),
-        tls_identity: path("pitaya.nats.tls.cert").zip(path("pitaya.nats.tls.key")),
-    }
 }
 
 fn exporter(config: &Config, server_type: &str) -> Result<Exporter, MetricError> {

@@ -1,7 +1,8 @@
-//! The in-process bus of standalone mode: the application's calls reach sessions without NATS.
+//! The in-process bus: an application that the gateway hosts is called, and reaches the sessions, without NATS.
 //!
 //! It is a set of subjects like NATS, with the same encoded messages: requests go to the worker framework as calls,
-//! and what the application publishes comes to the reactors as letters. The gate keeps letters in order while a
+//! and what the application publishes comes to the reactors as letters. What is not for a session of this process goes
+//! on to the cluster, when there is one. The gate keeps letters in order while a
 //! reactor's connections move to another: whoever looks up a reactor and posts holds it shared, the move holds it
 //! alone.
 
@@ -10,29 +11,39 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::wire::{KickView, PushView, RequestView};
-use worker::{BoxFuture, Link, LinkError, Reply, Service};
+use shared::server::{METADATA_WINDOW, Server};
+use shared::session::SessionId;
+use worker::{BoxFuture, EventOrder, Link, LinkError, Reply, Service, SessionCopy, SessionEvent};
 
 use super::ReplyTo;
+use super::targets::LOCAL_TYPE;
+use crate::application::Verdict;
 use crate::calls::{self, Addressee};
+use crate::control::post;
 use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
-use shared::session::{Session, SessionId};
 
 /// The process's side of the in-process bus; shared by reactors and application.
 pub struct LocalBus {
     directory: Arc<Directory>,
+    /// The application as requests are counted for it.
+    server: Arc<Server>,
     /// `pitaya/{type}/user/`
     user_prefix: String,
     /// `pitaya/{type}/session/`, which exists in the process only.
     session_prefix: String,
     /// `pitaya/servers/{type}/{id}`
     server_subject: String,
-    server_id: String,
     service: OnceLock<Service>,
+    /// The way to the rest of the cluster; never set in standalone mode.
+    cluster: OnceLock<Arc<dyn Link>>,
     mailboxes: OnceLock<Vec<Arc<Mailbox>>>,
     /// Which reactor holds bus i. Held shared while a letter is posted, alone while a bus moves.
     gate: RwLock<Vec<usize>>,
 }
+
+/// Requests in flight that the application takes; its own limits answer what exceeds them.
+const WINDOW: u32 = 4_096;
 
 /// A reactor's way into the application.
 pub struct LocalCarrier {
@@ -43,13 +54,21 @@ pub struct LocalCarrier {
 impl LocalBus {
     /// A bus for a gateway of this type and id; [`LocalBus::open`] completes it.
     pub fn new(directory: Arc<Directory>, server_type: &str, server_id: &str) -> Self {
+        let server = Server {
+            id: server_id.to_owned(),
+            server_type: LOCAL_TYPE.to_owned(),
+            metadata: [(METADATA_WINDOW.to_owned(), WINDOW.to_string())].into(),
+            frontend: true,
+            hostname: String::new(),
+        };
         Self {
             directory,
+            server: Arc::new(server),
             user_prefix: format!("pitaya/{server_type}/user/"),
             session_prefix: format!("pitaya/{server_type}/session/"),
             server_subject: format!("pitaya/servers/{server_type}/{server_id}"),
-            server_id: server_id.to_owned(),
             service: OnceLock::new(),
+            cluster: OnceLock::new(),
             mailboxes: OnceLock::new(),
             gate: RwLock::new(Vec::new()),
         }
@@ -59,6 +78,22 @@ impl LocalBus {
     pub fn open(&self, service: Service, mailboxes: Vec<Arc<Mailbox>>) {
         let is_first = self.service.set(service).is_ok() && self.mailboxes.set(mailboxes).is_ok();
         debug_assert!(is_first, "the in-process bus was opened twice");
+    }
+
+    /// Opens the way to the rest of the cluster. Called once, before the application starts.
+    pub fn join_cluster(&self, link: Arc<dyn Link>) {
+        let is_first = self.cluster.set(link).is_ok();
+        debug_assert!(is_first, "the in-process bus has joined the cluster twice");
+    }
+
+    /// The application as a server of [`LOCAL_TYPE`].
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// The application, once it has started.
+    pub fn service(&self) -> Option<&Service> {
+        self.service.get()
     }
 
     /// Numbers a bus that `reactor` makes.
@@ -88,7 +123,7 @@ impl LocalBus {
     fn post(
         &self,
         addressee: Addressee<'_>,
-        mail: impl FnOnce(shared::session::SessionId) -> Mail,
+        mail: impl FnOnce(SessionId) -> Mail,
     ) -> Result<bool, LinkError> {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let Some((session, place)) = calls::find(&self.directory, addressee) else {
@@ -115,17 +150,6 @@ impl LocalCarrier {
         }
     }
 
-    /// Tells the application that a session has ended.
-    pub fn closed(&self, session: &Session) {
-        if let Some(service) = self.bus.service.get()
-            && service.wants_closed_sessions()
-        {
-            let (uid, data) = (session.uid().to_owned(), Bytes::copy_from_slice(session.data()));
-            let session = proto::Session { id: session.id().0, uid, data };
-            service.session_closed(&self.bus.server_id, session);
-        }
-    }
-
     /// The process's side, for moves.
     pub fn bus(&self) -> &Arc<LocalBus> {
         &self.bus
@@ -133,6 +157,50 @@ impl LocalCarrier {
 }
 
 impl LocalBus {
+    /// Hands a call of another server to the application; the answer leaves through `reactor`.
+    pub fn serve(self: &Arc<Self>, reactor: usize, request: Bytes, reply: ReplyTo) {
+        let Some(service) = self.service.get() else { return };
+        let bus = self.clone();
+        let answer = move |answer| {
+            // A full mailbox loses the answer, and the caller waits for its timeout.
+            let _ = bus.post_to(reactor, Mail::Reply { reply, answer });
+        };
+        service.handle(request, Reply::new(answer));
+    }
+
+    /// Tells the application what happens to a session. Its verdict on a bind comes to whichever reactor holds the session
+    /// then.
+    pub fn tell(
+        self: &Arc<Self>,
+        event: SessionEvent,
+        copy: SessionCopy,
+        order: &mut EventOrder,
+        reply: ReplyTo,
+    ) {
+        let Some(service) = self.service.get() else { return };
+        let session = SessionId(copy.id);
+        let bus = self.clone();
+        service.tell(event, copy, order, move |outcome| {
+            if !matches!(event, SessionEvent::Closed(_)) {
+                bus.post_verdict(Verdict { session, event, outcome, reply });
+            }
+        });
+    }
+
+    /// A lost verdict would leave the bind under way for good, so a full mailbox is waited for.
+    fn post_verdict(&self, verdict: Verdict) {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let place = self.directory.find(verdict.session);
+        let reactor = place.map_or(0, |place| place.reactor);
+        let Some(mailbox) = self.mailboxes.get().and_then(|all| all.get(reactor)).cloned() else {
+            return;
+        };
+        if let Err(full) = mailbox.send(Mail::Judged(Box::new(verdict))) {
+            // Ends with the mailbox's next turn, or with the process.
+            tokio::spawn(async move { post(&mailbox, full.0).await });
+        }
+    }
+
     fn answer(&self, bus: usize, token: u32, response: Bytes) {
         let holders = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let Some(holder) = holders.get(bus) else { return };
@@ -148,11 +216,13 @@ impl Link for LocalBus {
         payload: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
-        let is_ours = subject == self.server_subject;
+        if subject != self.server_subject {
+            return match self.cluster.get() {
+                Some(cluster) => cluster.request(subject, payload, timeout),
+                None => Box::pin(std::future::ready(Err(LinkError::NoResponders))),
+            };
+        }
         Box::pin(async move {
-            if !is_ours {
-                return Err(LinkError::NoResponders);
-            }
             let (answer, answered) = tokio::sync::oneshot::channel();
             let reply = ReplyTo::Caller(Box::new(move |bytes| {
                 // The caller may have given up; then nobody misses the answer.
@@ -192,38 +262,61 @@ impl Link for LocalBus {
             for mailbox in self.mailboxes.get().into_iter().flatten() {
                 mailbox.relieved().await;
             }
+            if let Some(cluster) = self.cluster.get() {
+                cluster.ready().await;
+            }
         })
     }
 
     fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), LinkError> {
         let payload = Bytes::from(payload);
-        let by_id = |tail: &str, end| {
-            let number = tail.strip_suffix(end)?.parse().ok()?;
-            Some(Addressee::Session(SessionId(number)))
-        };
-        let kick = |session| Mail::Kick { session, is_replaced: false };
-        let is_there = if let Some(tail) = subject.strip_prefix(&self.session_prefix) {
-            if let Some(addressee) = by_id(tail, "/push") {
-                self.post(addressee, |session| Mail::Push { session, push: payload })?
-            } else if let Some(addressee) = by_id(tail, "/kick") {
-                self.post(addressee, kick)?
+        if let Some(tail) = subject.strip_prefix(&self.session_prefix) {
+            return if self.post_to_session(tail, payload)? {
+                Ok(())
             } else {
-                false
-            }
-        } else if let Some(tail) = subject.strip_prefix(&self.user_prefix) {
-            if tail.ends_with("/push") {
-                let push = PushView::decode(&payload).map_err(|_| LinkError::InvalidSubject)?;
-                let letter = payload.clone();
-                let mail = |session| Mail::Push { session, push: letter };
-                self.post(Addressee::Uid(push.uid), mail)?
-            } else {
-                let user = KickView::decode(&payload).map_err(|_| LinkError::InvalidSubject)?;
-                self.post(Addressee::Uid(user.user_id), kick)?
-            }
-        } else {
-            false
-        };
-        // There is nobody else who could have it: here a push to nobody is known to be lost.
-        if is_there { Ok(()) } else { Err(LinkError::NoResponders) }
+                Err(LinkError::NoResponders)
+            };
+        }
+        if let Some(tail) = subject.strip_prefix(&self.user_prefix)
+            && self.post_to_user(tail, &payload)?
+        {
+            return Ok(());
+        }
+        match self.cluster.get() {
+            Some(cluster) => cluster.publish(subject, payload.into()),
+            // There is nobody else who could have it: here a push to nobody is known to be lost.
+            None => Err(LinkError::NoResponders),
+        }
     }
+}
+
+impl LocalBus {
+    /// A push or kick to a session of this process; `tail` is the subject behind the prefix. False when it is not here.
+    fn post_to_session(&self, tail: &str, payload: Bytes) -> Result<bool, LinkError> {
+        let Some((number, what)) = tail.split_once('/') else { return Ok(false) };
+        let Ok(number) = number.parse() else { return Ok(false) };
+        let addressee = Addressee::Session(SessionId(number));
+        match what {
+            "push" => self.post(addressee, |session| Mail::Push { session, push: payload }),
+            "kick" => self.post(addressee, kick),
+            _ => Ok(false),
+        }
+    }
+
+    /// A push or kick to a user of this process; `tail` is the subject behind the prefix. False when the user is not
+    /// here.
+    fn post_to_user(&self, tail: &str, payload: &Bytes) -> Result<bool, LinkError> {
+        if tail.ends_with("/push") {
+            let push = PushView::decode(payload).map_err(|_| LinkError::InvalidSubject)?;
+            let letter = payload.clone();
+            let mail = |session| Mail::Push { session, push: letter };
+            return self.post(Addressee::Uid(push.uid), mail);
+        }
+        let user = KickView::decode(payload).map_err(|_| LinkError::InvalidSubject)?;
+        self.post(Addressee::Uid(user.user_id), kick)
+    }
+}
+
+fn kick(session: SessionId) -> Mail {
+    Mail::Kick { session, is_replaced: false }
 }

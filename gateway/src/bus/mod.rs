@@ -1,9 +1,9 @@
 //! The bus: how a reactor reaches the servers of the cluster, and how they reach its sessions.
 //!
-//! A bus is subjects and payloads, twice implemented: NATS on the reactor's own ring, and in-process calls into the
-//! application of standalone mode. Both carry the same encoded messages, so everything above this file is one code
-//! path. A bus is a unit that can move to another reactor together with its connections: its socket, its table of
-//! pending requests and its subscriptions stay what they are.
+//! A bus is subjects and payloads, twice implemented: NATS on the reactor's own ring, and in-process calls into an
+//! application that the gateway hosts. A gateway has the one, the other (standalone mode) or both. Both carry the same
+//! encoded messages, so everything above this file is one code path. A bus is a unit that can move to another reactor
+//! together with its connections: its socket, its table of pending requests and its subscriptions stay what they are.
 
 pub mod homes;
 pub mod link;
@@ -44,8 +44,10 @@ pub struct BusState {
     pub id: usize,
     /// Whether this bus carries the subscriptions of the process: calls to the server, announced binds.
     pub is_primary: bool,
-    /// How messages leave.
+    /// How messages leave for the cluster.
     pub carrier: Carrier,
+    /// The way into the application of this process.
+    pub local: Option<LocalCarrier>,
     /// How far the bus is.
     pub readiness: Readiness,
     /// Requests under way.
@@ -76,12 +78,12 @@ pub enum Readiness {
     Ready,
 }
 
-/// How messages leave a bus.
+/// How messages leave a bus for the cluster.
 pub enum Carrier {
     /// As lines of NATS's protocol, sent once a turn.
     Nats(NatsLines),
-    /// As calls into the application of this process.
-    Local(LocalCarrier),
+    /// Not at all: there is no cluster in standalone mode.
+    None,
 }
 
 /// Lines for NATS, and what is needed to write them.
@@ -129,7 +131,7 @@ pub enum ReplyTo {
 }
 
 impl BusState {
-    /// Publishes without a reply subject. Nothing on the in-process bus, where nobody else listens.
+    /// Publishes without a reply subject. Nothing in standalone mode, where nobody else listens.
     pub fn publish(&mut self, subject: &[u8], payload: &[u8]) {
         if let Carrier::Nats(lines) = &mut self.carrier {
             lines.published += 1;
@@ -150,7 +152,7 @@ impl BusState {
     pub fn is_full(&self) -> bool {
         match &self.carrier {
             Carrier::Nats(lines) => lines.out.len() + lines.unsent_bytes > OUT_BYTES_MAX,
-            Carrier::Local(_) => false,
+            Carrier::None => false,
         }
     }
 
@@ -232,13 +234,13 @@ impl Default for NatsLines {
     }
 }
 
-/// Which bus the gateway uses.
+/// What the buses of a gateway are made of.
 #[derive(Clone)]
-pub enum BusKind {
-    /// NATS; trust and identity for servers that ask for TLS.
-    Nats(Arc<rustls::ClientConfig>),
-    /// The application in this process.
-    Local(Arc<local::LocalBus>),
+pub struct BusParts {
+    /// NATS: trust and identity for servers that ask for TLS. None in standalone mode.
+    pub nats: Option<Arc<rustls::ClientConfig>>,
+    /// The application in this process, if there is one.
+    pub local: Option<Arc<local::LocalBus>>,
 }
 
 /// Writes a number without the machinery of formatting.

@@ -54,7 +54,8 @@ impl World {
             waiting_max: 1_000,
             waiting_age_max_us: waiting_age_max_ms * 1_000,
         };
-        let mut targets = Targets::new(limits, Arc::new(Routing::new(Policy::LeastInFlight)));
+        let routing = Arc::new(Routing::new(Policy::LeastInFlight));
+        let mut targets = Targets::new(limits, routing, None);
         targets.update(&ServerTable::new([Arc::new(server)], 1));
         Self {
             targets,

@@ -175,17 +175,24 @@ impl PendingTable {
         }
     }
 
-    /// Gives up everything: the bus is gone, and with it the subject that answers would come to.
-    pub fn fail_all(&mut self, mut give_up: impl FnMut(Pending)) {
-        self.free = FreeSlots::default();
-        for slot in &mut self.slots {
-            if let State::Busy(pending) = std::mem::take(&mut slot.state) {
+    /// Gives up what `is_lost`: the link is gone, and with it the subject that answers would come to. What rests goes on
+    /// resting, since it may be a request to the application of this process, which can still answer.
+    pub fn fail_lost(
+        &mut self,
+        is_lost: impl Fn(&Pending) -> bool,
+        mut give_up: impl FnMut(Pending),
+    ) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let State::Busy(pending) = &slot.state
+                && is_lost(pending)
+                && let State::Busy(pending) = std::mem::take(&mut slot.state)
+            {
+                slot.request.clear();
+                self.busy -= 1;
+                self.free.give(index as u32);
                 give_up(pending);
             }
-            slot.request.clear();
         }
-        self.busy = 0;
-        (0..self.slots.len() as u32).rev().for_each(|index| self.free.give(index));
     }
 
     /// Requests under way.
@@ -336,9 +343,12 @@ mod tests {
             (0..PENDING_MAX).map(|_| table.insert(request(10)).unwrap()).collect();
         assert_eq!(table.insert(request(10)), None);
         table.answer(tokens[77]);
-        assert!(table.insert(request(10)).is_some());
+        assert!(table.insert(request(11)).is_some());
         let mut failed = 0;
-        table.fail_all(|_| failed += 1);
+        table.fail_lost(|pending| pending.deadline_ms == 11, |_| failed += 1);
+        assert_eq!((failed, table.len()), (1, PENDING_MAX - 1));
+        table.check_invariants();
+        table.fail_lost(|_| true, |_| failed += 1);
         assert_eq!(failed, PENDING_MAX);
         assert!(table.is_empty());
         table.check_invariants();

@@ -19,6 +19,8 @@ use super::queue::{Queue, Waiting};
 /// How long a server that did not listen is left out, ms. Short, because its return is not announced when it kept its
 /// lease; a further request that meets nobody is sent to another server, so a wrong guess costs nothing.
 const SUSPECT_MS: u64 = 2_000;
+/// Stands for the type of the application in this process. No route can name it, and no server of the cluster has it.
+pub const LOCAL_TYPE: &str = "";
 
 /// A server that requests go to.
 pub struct Target {
@@ -104,6 +106,8 @@ pub struct Targets {
     limits: TargetLimits,
     routing: Arc<Routing>,
     table: ServerTable,
+    /// This process, when it hosts an application.
+    local: Option<Arc<Server>>,
     slots: Slab<Target>,
     by_id: HashMap<Box<str>, u32>,
     kinds: HashMap<Box<str>, Kind>,
@@ -111,12 +115,13 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// No servers yet.
-    pub fn new(limits: TargetLimits, routing: Arc<Routing>) -> Self {
-        Self {
+    /// No servers yet, except this process as a server of [`LOCAL_TYPE`] when it hosts an application.
+    pub fn new(limits: TargetLimits, routing: Arc<Routing>, local: Option<Arc<Server>>) -> Self {
+        let mut targets = Self {
             limits,
             routing,
             table: ServerTable::default(),
+            local,
             slots: Slab::new(),
             by_id: HashMap::new(),
             kinds: HashMap::new(),
@@ -124,7 +129,9 @@ impl Targets {
                 state: router::State::new(fastrand::u64(..)),
                 candidates: Vec::new(),
             },
-        }
+        };
+        targets.update(&ServerTable::default());
+        targets
     }
 
     /// The servers of the last [`Targets::update`].
@@ -138,7 +145,11 @@ impl Targets {
         for kind in self.kinds.values_mut() {
             kind.targets.clear();
         }
-        for server in table.iter() {
+        // Whoever hosts an application does not ask itself over NATS.
+        let local = self.local.clone();
+        let others =
+            table.iter().filter(|other| local.as_ref().is_none_or(|own| own.id != other.id));
+        for server in others.chain(&local) {
             let known = self.by_id.get(server.id.as_str()).copied();
             let key = match known {
                 Some(key) if self.is_unchanged(key, server) => key,
@@ -190,7 +201,11 @@ impl Targets {
     }
 
     fn is_listed(&self, table: &ServerTable, key: u32) -> bool {
-        self.slots.get(key as usize).is_some_and(|target| table.by_id(&target.server.id).is_some())
+        self.is_local(key)
+            || self
+                .slots
+                .get(key as usize)
+                .is_some_and(|target| table.by_id(&target.server.id).is_some())
     }
 
     fn forget(&mut self, key: u32) {
@@ -249,6 +264,11 @@ impl Targets {
     /// How many servers of the type of `key` there are besides it, i.e. whether a second try has somewhere to go.
     pub fn has_alternative(&self, server_type: &str) -> bool {
         self.kinds.get(server_type).is_some_and(|kind| kind.targets.len() > 1)
+    }
+
+    /// Whether `key` is the application in this process.
+    pub fn is_local(&self, key: u32) -> bool {
+        self.slots.get(key as usize).is_some_and(|target| target.server.server_type == LOCAL_TYPE)
     }
 
     /// Counts a request to `key`, and returns where it goes.
@@ -517,7 +537,7 @@ mod tests {
             waiting_max: 10,
             waiting_age_max_us: 1_000_000,
         };
-        let mut targets = Targets::new(limits, Arc::new(Routing::new(policy)));
+        let mut targets = Targets::new(limits, Arc::new(Routing::new(policy)), None);
         targets.update(&ServerTable::new(servers.iter().cloned(), 1));
         targets
     }
@@ -676,5 +696,28 @@ mod tests {
         let mut late = 0;
         targets.expire(100, |_| late += 1);
         assert_eq!((late, targets.waiting_len()), (1, 0));
+    }
+
+    #[test]
+    fn the_application_of_this_process_stays_whatever_the_cluster_says() {
+        let limits = TargetLimits {
+            window: 25,
+            reactors: 1,
+            waiting_max: 10,
+            waiting_age_max_us: 1_000_000,
+        };
+        let local = server(LOCAL_TYPE, 1);
+        let routing = Arc::new(Routing::new(Policy::LeastInFlight));
+        let mut targets = Targets::new(limits, routing, Some(local));
+        let key = chosen(&mut targets, LOCAL_TYPE).unwrap();
+        assert!(targets.is_local(key));
+        targets.begin(key);
+        // The own record is in the cluster's table under the own type, and gone from it after a loss of etcd.
+        targets.update(&ServerTable::new([server("connector", 5)], 1));
+        assert_eq!(choice(&mut targets, "connector", ""), Choice::NoServers);
+        assert_eq!(choice(&mut targets, LOCAL_TYPE, ""), BUSY);
+        targets.update(&ServerTable::default());
+        targets.end(key, 0);
+        assert_eq!(chosen(&mut targets, LOCAL_TYPE), Some(key));
     }
 }

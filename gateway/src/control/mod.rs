@@ -5,7 +5,9 @@
 //! and stops them in the opposite one. It never sees a player's message.
 
 pub mod connector;
+mod credentials;
 mod edge;
+pub mod hosting;
 pub mod plan;
 pub mod upkeep;
 
@@ -16,16 +18,16 @@ use shared::cluster::binding_writer::{BindingInlet, BindingWriter};
 use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::cluster::etcd::EtcdError;
 use shared::config::Change;
-use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
+use shared::server::{METADATA_PROTOCOL, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
-use crate::bus::local::LocalBus;
 use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
 use connector::Connector;
+use hosting::{Hosting, LocalParts};
 use plan::{ClusterPlan, Plan};
 use upkeep::{Reloaded, Upkeep};
 
@@ -70,9 +72,9 @@ pub struct Control {
     upkeep: Upkeep,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
-    /// The application of standalone mode.
-    service: Option<worker::Service>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
+    /// The application in this process, once it has started.
+    hosting: Option<Hosting>,
     /// Moves that are under way, by the reactor that gives its connections away.
     moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
@@ -101,7 +103,7 @@ pub enum ControlError {
     /// The endpoints of the binding storage.
     #[error("binding storage: {0}")]
     Bindings(#[from] EtcdError),
-    /// The application of standalone mode.
+    /// The application in this process.
     #[error("the application cannot start: {0}")]
     Application(String),
     /// The process was asked to stop before it served.
@@ -134,8 +136,8 @@ impl Control {
             upkeep,
             connector,
             discovery: None,
-            service: None,
             tables: None,
+            hosting: None,
             moves: Vec::new(),
             stopped: 0,
             is_pushes_refused: false,
@@ -154,45 +156,27 @@ impl Control {
     /// Errors: what makes serving impossible; a NATS or etcd that is away does not, it is waited for.
     pub async fn join(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
         match local {
-            Some(local) => self.join_application(local).await,
-            None => self.join_cluster().await,
+            Some(local) if self.plan.cluster.is_none() => self.join_application(local).await,
+            local => self.join_cluster(local).await,
         }
     }
 
     async fn join_application(&mut self, local: LocalParts) -> Result<(), ControlError> {
-        let LocalParts { bus, application } = local;
-        let rules = &self.plan.rules;
-        let gateway = Server {
-            id: rules.server_id.clone(),
-            server_type: rules.server_type.clone(),
-            metadata: std::collections::BTreeMap::new(),
-            frontend: true,
-            hostname: String::new(),
-        };
+        let (plan, mailboxes) = (self.plan.clone(), self.mailboxes.clone());
         let game = Server {
-            id: format!("{}-application", rules.server_id),
-            server_type: application.server_type().to_owned(),
-            metadata: [(METADATA_WINDOW.to_owned(), LOCAL_WINDOW.to_string())].into(),
+            id: format!("{}-application", plan.rules.server_id),
+            server_type: local.application.server_type().to_owned(),
+            metadata: std::collections::BTreeMap::new(),
             frontend: false,
             hostname: String::new(),
         };
-        let servers = Arc::new(worker::FixedServers::new([gateway]));
-        let view = worker::ClusterView {
-            request_timeout: Duration::from_millis(rules.request_timeout_ms),
-            frontend_type: Some(rules.server_type.clone()),
-            ..worker::ClusterView::new(&game.id, servers)
-        };
-        let service = application
-            .embed(bus.clone(), view)
-            .await
-            .map_err(|error| ControlError::Application(error.to_string()))?;
-        self.service = Some(service.clone());
-        bus.open(service, self.mailboxes.to_vec());
-        self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
+        let started = Hosting::standalone(local, &plan.rules, &mailboxes);
+        self.hosting = Some(self.follow_until(started).await??);
+        self.meters.set_servers(&ServerTable::new([Arc::new(game)], 1));
         Ok(())
     }
 
-    async fn join_cluster(&mut self) -> Result<(), ControlError> {
+    async fn join_cluster(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
         let plan = self.plan.clone();
         let Some(ClusterPlan { discovery, own, bindings, .. }) = &plan.cluster else {
             return Ok(());
@@ -211,7 +195,7 @@ impl Control {
             own.metadata.remove(METADATA_PROTOCOL);
         }
         let discovery = Discovery::start(discovery.clone(), &own)?;
-        if let Err(error) = self.join_discovery(&discovery).await {
+        if let Err(error) = self.join_discovery(&discovery, local).await {
             discovery.shutdown().await;
             return Err(error);
         }
@@ -224,15 +208,32 @@ impl Control {
         Ok(())
     }
 
-    async fn join_discovery(&mut self, discovery: &Discovery) -> Result<(), ControlError> {
-        let joined = async {
+    /// Waits for the servers, starts the application, and announces this server.
+    async fn join_discovery(
+        &mut self,
+        discovery: &Discovery,
+        local: Option<LocalParts>,
+    ) -> Result<(), ControlError> {
+        let (plan, mailboxes) = (self.plan.clone(), self.mailboxes.clone());
+        let hosting_plan = plan.cluster.as_ref().and_then(|cluster| cluster.hosting.clone());
+        let hosted = async {
             discovery.wait_synced().await;
-            discovery.register().await;
+            let Some((local, hosting)) = local.zip(hosting_plan) else { return Ok(None) };
+            let started =
+                Hosting::in_cluster(local, hosting, &plan.rules, &mailboxes, discovery).await?;
+            Ok::<_, ControlError>(Some(started))
         };
-        tokio::pin!(joined);
+        // Boxed, because an application's start is a large future that most gateways never need.
+        self.hosting = self.follow_until(Box::pin(hosted)).await??;
+        self.follow_until(discovery.register()).await
+    }
+
+    /// Waits for `work` while reports and commands are followed.
+    async fn follow_until<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ControlError> {
+        tokio::pin!(work);
         loop {
             tokio::select! {
-                () = &mut joined => return Ok(()),
+                done = &mut work => return Ok(done),
                 followed = self.follow_start() => followed?,
             }
         }
@@ -319,6 +320,9 @@ impl Control {
 
     /// Ends reactors that never served.
     pub async fn abandon(mut self) {
+        if let Some(hosting) = self.hosting.take() {
+            hosting.stop(Duration::ZERO).await;
+        }
         for mailbox in self.mailboxes.iter() {
             post(mailbox, Mail::Stop { grace_ms: 0 }).await;
         }
@@ -402,6 +406,9 @@ impl Control {
         if let Some(discovery) = &self.discovery {
             discovery.leave().await;
         }
+        if let Some(hosting) = &self.hosting {
+            hosting.begin_stop().await;
+        }
         let grace_ms = self.plan.rules.request_timeout_ms;
         for mailbox in self.mailboxes.iter() {
             post(mailbox, Mail::Stop { grace_ms }).await;
@@ -418,9 +425,8 @@ impl Control {
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("some reactors did not end in time");
         }
-        if let Some(service) = self.service.take() {
-            // All sessions have ended; what their ends have started is waited for.
-            service.shut_down(STOP_SLACK).await;
+        if let Some(hosting) = self.hosting.take() {
+            hosting.stop(Duration::from_millis(grace_ms)).await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;
@@ -431,17 +437,6 @@ impl Control {
         tracing::info!("stopped");
     }
 }
-
-/// What standalone mode joins.
-pub struct LocalParts {
-    /// The in-process bus.
-    pub bus: Arc<LocalBus>,
-    /// The application.
-    pub application: worker::App,
-}
-
-/// Requests in flight that the application of standalone mode takes; its own limits answer what exceeds them.
-const LOCAL_WINDOW: u32 = 4_096;
 
 /// Posts a letter; a full mailbox is waited for.
 pub async fn post(mailbox: &Mailbox, mut mail: Mail) {

@@ -4,11 +4,8 @@
 //! credentials) is reported together, like the table's own mistakes.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use shared::agent::{AgentRules, HandshakeCheck};
 use shared::cluster::bindings::BindingOptions;
 use shared::cluster::discovery::DiscoveryOptions;
@@ -18,16 +15,20 @@ use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
-use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
+use shared::nats::{ConnectOptions, NatsUrl};
 use shared::packet;
 use shared::router::Policy;
 use shared::routing::{Routing, Rule};
-use shared::server::{METADATA_PROTOCOL, PROTOCOL_PUSHES, Server};
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
+use worker::nats::NatsSettings;
+
 use super::connector::NatsPlan;
+use super::credentials;
 use super::edge;
+use super::hosting::HostingPlan;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
@@ -38,6 +39,7 @@ use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::{LocalRoutes, Rules};
 use crate::wire::{Content, WireLimits};
+use crate::wrapper::Wrapper;
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -59,14 +61,16 @@ pub struct Plan {
     pub metrics: MetricsPlan,
     /// The cluster; none in standalone mode.
     pub cluster: Option<ClusterPlan>,
-    /// The application of standalone mode.
-    pub application: Option<worker::App>,
+    /// The application to host. In a lock, because timers of applications cannot be shared by threads.
+    application: Mutex<Option<worker::App>>,
     /// What all this was worked out from.
     pub config: Config,
     /// Where to read it again from; none when it was made by a program.
     pub sources: Option<Sources>,
     /// The log whose level a reload changes.
     pub log: Option<LogLevel>,
+    /// What else the rules depend on.
+    pub(crate) kind: GatewayKind,
 }
 
 /// NATS and etcd.
@@ -79,6 +83,8 @@ pub struct ClusterPlan {
     pub discovery: DiscoveryOptions,
     /// What others see of this server.
     pub own: Server,
+    /// How the hosted application reaches others, if there is one.
+    pub hosting: Option<HostingPlan>,
     /// Where others find who is bound here, if they are to.
     pub bindings: Option<BindingOptions>,
 }
@@ -98,13 +104,46 @@ impl Plan {
         self
     }
 
+    /// Puts a wrapper around all connections of clients, outside those that there are.
+    pub fn wrap(mut self, wrapper: impl Wrapper) -> Self {
+        if let Some(rules) = Arc::get_mut(&mut self.rules) {
+            rules.wrappers.push(Arc::new(wrapper));
+        }
+        self
+    }
+
     /// Works a configuration out. With an application the gateway is standalone, whatever `pitaya.mode` says.
     ///
     /// Errors: every mistake, each a sentence for the operator.
     pub fn new(config: &Config, application: Option<worker::App>) -> Result<Self, Vec<String>> {
-        let mut mistakes = Vec::new();
         let is_standalone = application.is_some();
-        let mut application = application.map(|app| app.configured(config));
+        Self::build(config, application, is_standalone)
+    }
+
+    /// Works out the configuration of a gateway that is part of a cluster and serves routes of its own type itself. The
+    /// type is `pitaya.server.type` if that is given, and the application's otherwise.
+    ///
+    /// Errors: every mistake, each a sentence for the operator.
+    pub fn hosting(config: &Config, application: worker::App) -> Result<Self, Vec<String>> {
+        Self::build(config, Some(application), false)
+    }
+
+    fn build(
+        config: &Config,
+        application: Option<worker::App>,
+        is_standalone: bool,
+    ) -> Result<Self, Vec<String>> {
+        let mut mistakes = Vec::new();
+        let own_type = config.string("pitaya.server.type");
+        let mut application = application.map(|app| {
+            let is_renamed = !is_standalone && config.is_set("pitaya.server.type");
+            let app = app.configured(config);
+            if is_renamed { app.with_server_type(own_type) } else { app }
+        });
+        let server_type = match &application {
+            Some(app) if !is_standalone => app.server_type().to_owned(),
+            _ => own_type.to_owned(),
+        };
         if !is_standalone && config.string("pitaya.mode") == "standalone" {
             mistakes.push(
                 "pitaya.mode = standalone needs an application in this process; the stock gateway has the demo: \
@@ -117,6 +156,7 @@ impl Plan {
             threads => threads,
         };
         let ports = edge::ports(config, &mut mistakes);
+        let metrics = MetricsPlan::new(config, &server_type);
         let local = application.as_ref().map(|app| LocalRoutes {
             server_type: app.server_type().to_owned(),
             codes: app.route_codes().clone(),
@@ -126,20 +166,22 @@ impl Plan {
             Some(application) => application.complete(routing),
             None => routing,
         };
-        let mut rules = rules(config, (reactors, routing), local, &mut mistakes);
+        let kind = GatewayKind { server_type, is_standalone, reactors, local };
+        let mut rules = rules(config, &kind, routing, &mut mistakes);
         if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
             let checks = application.take_handshake_checks().into_iter();
             rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
         }
-        let cluster =
-            (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
+        let window = application.as_ref().map(worker::App::window);
+        let cluster = (!is_standalone)
+            .then(|| cluster(config, rules.as_ref(), window, &mut mistakes))
+            .flatten();
         let admin = admin_addresses(config, &mut mistakes);
         let driver = match config.string("pitaya.gateway.driver") {
             "uring" => Kind::Uring,
             "epoll" => Kind::Epoll,
             _ => Kind::Auto,
         };
-        let metrics = MetricsPlan::new(config);
         let is_pinned = config.bool("pitaya.gateway.pin");
         match rules {
             Some(rules) if mistakes.is_empty() => Ok(Self {
@@ -152,14 +194,29 @@ impl Plan {
                 admin,
                 metrics,
                 cluster,
-                application,
+                application: Mutex::new(application),
                 config: config.clone(),
                 sources: None,
                 log: None,
+                kind,
             }),
             _ => Err(mistakes),
         }
     }
+
+    /// The application, once.
+    pub(crate) fn take_application(&self) -> Option<worker::App> {
+        self.application.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// What the rules depend on besides the configuration; decided at the start.
+#[derive(Clone)]
+pub(crate) struct GatewayKind {
+    server_type: String,
+    is_standalone: bool,
+    reactors: usize,
+    local: Option<LocalRoutes>,
 }
 
 /// What only code can say.
@@ -216,8 +273,8 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
 
 pub(super) fn rules(
     config: &Config,
-    (reactors, routing): (usize, Routing),
-    local: Option<LocalRoutes>,
+    kind: &GatewayKind,
+    routing: Routing,
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
     let serializer =
@@ -226,7 +283,7 @@ pub(super) fn rules(
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
     let mut dictionary = config.dictionary();
-    if let Some(local) = &local {
+    if let Some(local) = &kind.local {
         // What an operator gives counts more than what the application was built with.
         let codes = local.codes.iter();
         let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
@@ -246,7 +303,7 @@ pub(super) fn rules(
     Some(Rules {
         routing: Arc::new(routing),
         server_id,
-        server_type: config.string("pitaya.server.type").to_owned(),
+        server_type: kind.server_type.clone(),
         agent,
         wire: WireLimits {
             packet_bytes_max,
@@ -270,7 +327,7 @@ pub(super) fn rules(
         in_flight_connection_max: config.int("pitaya.gateway.inflight.connection") as u32,
         targets: TargetLimits {
             window: config.int("pitaya.gateway.inflight.target") as u32,
-            reactors: reactors as u32,
+            reactors: kind.reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
             waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
@@ -278,10 +335,12 @@ pub(super) fn rules(
         limits: LimitRules::new(config, mistakes),
         is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
-        local,
+        local: kind.local.clone(),
+        is_standalone: kind.is_standalone,
         tls: edge::tls(config, mistakes),
         proxies: edge::proxies(config, mistakes),
         told_address: edge::told_address(config),
+        wrappers: Vec::new(),
         pages: is_demo.then(Pages::demo),
     })
 }
@@ -324,13 +383,14 @@ fn limiter_rule(config: &Config) -> Option<LimiterRule> {
 fn cluster(
     config: &Config,
     rules: Option<&Rules>,
+    application_window: Option<usize>,
     mistakes: &mut Vec<String>,
 ) -> Option<ClusterPlan> {
     let rules = rules?;
     let urls = NatsUrl::parse_list(config.string("pitaya.cluster.rpc.client.nats.connect"))
         .map_err(|error| mistakes.push(error.to_string()));
-    let auth = nats_auth(config).map_err(|error| mistakes.push(error));
-    let tls = nats_tls(config).map_err(|error| mistakes.push(error));
+    let auth = credentials::auth(config).map_err(|error| mistakes.push(error));
+    let tls = credentials::tls(config).map_err(|error| mistakes.push(error));
     let client = |name: &str| format!("pitaya.cluster.rpc.client.nats.{name}");
     let options = ConnectOptions {
         name: format!("{}/{}", rules.server_type, rules.server_id),
@@ -351,6 +411,16 @@ fn cluster(
         options,
     };
     let mut metadata = config.map("pitaya.server.metadata");
+    if let Some(window) = application_window {
+        metadata.insert(METADATA_WINDOW.to_owned(), window.to_string());
+    }
+    let hosting = application_window.map(|_| HostingPlan {
+        nats: NatsSettings::of(
+            config,
+            format!("{}/{}/application", rules.server_type, rules.server_id),
+        ),
+        is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
+    });
     metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_PUSHES.to_owned());
     let own = Server {
         id: rules.server_id.clone(),
@@ -364,65 +434,5 @@ fn cluster(
         BindingOptions::new(config, lease_ttl)
     });
     let discovery = DiscoveryOptions::new(config);
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, bindings })
-}
-
-fn nats_auth(config: &Config) -> Result<Auth, String> {
-    let secret = |key: &str| Some(config.secret(key)).filter(|secret| !secret.is_empty());
-    let auth = if let Some(password) = secret("pitaya.nats.password") {
-        Auth::UserPassword {
-            user: config.string("pitaya.nats.user").to_owned(),
-            password: Secret::new(password.reveal()),
-        }
-    } else if let Some(token) = secret("pitaya.nats.token") {
-        Auth::Token(Secret::new(token.reveal()))
-    } else if let Some(seed) = secret("pitaya.nats.nkey") {
-        Auth::NKey(Secret::new(seed.reveal().trim()))
-    } else if let Some(text) = secret("pitaya.nats.credentials") {
-        Auth::from_credentials(text.reveal())
-            .map_err(|error| format!("pitaya.nats.credentials: {error}"))?
-    } else {
-        Auth::None
-    };
-    auth.check().map_err(|error| format!("pitaya.nats: {error}"))?;
-    Ok(auth)
-}
-
-fn nats_tls(config: &Config) -> Result<Arc<rustls::ClientConfig>, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    match config.string("pitaya.nats.tls.ca") {
-        "" => {
-            let system = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(system.certs);
-        }
-        path => {
-            for certificate in certificates("pitaya.nats.tls.ca", path)? {
-                roots.add(certificate).map_err(|error| format!("pitaya.nats.tls.ca: {error}"))?;
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
-    let (chain, key) =
-        (config.string("pitaya.nats.tls.cert"), config.string("pitaya.nats.tls.key"));
-    let tls = if chain.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let chain = certificates("pitaya.nats.tls.cert", chain)?;
-        let key = PrivateKeyDer::from_pem_file(Path::new(key))
-            .map_err(|error| format!("pitaya.nats.tls.key = {key:?}: {error}"))?;
-        builder
-            .with_client_auth_cert(chain, key)
-            .map_err(|error| format!("pitaya.nats.tls.cert: {error}"))?
-    };
-    Ok(Arc::new(tls))
-}
-
-fn certificates(key: &str, path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_file_iter(Path::new(path))
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("{key} = {path:?}: {error}"))
+    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting, bindings })
 }

@@ -11,7 +11,7 @@ use shared::cluster::etcd::EtcdError;
 use shared::config::{Config, Renewal, Sources};
 use shared::routing::Routing;
 
-use super::plan::{Plan, rules};
+use super::plan::{GatewayKind, Plan, rules};
 use crate::allowance;
 use crate::limits::Limits;
 use crate::logging::LogLevel;
@@ -29,7 +29,7 @@ pub struct Upkeep {
     config: Config,
     sources: Option<Sources>,
     log: Option<LogLevel>,
-    reactors: usize,
+    kind: GatewayKind,
     rules: Arc<Rules>,
     bans: BanHandle,
     limits: Arc<Limits>,
@@ -50,7 +50,7 @@ impl Upkeep {
             config: plan.config.clone(),
             sources: plan.sources.clone(),
             log: plan.log.clone(),
-            reactors: plan.reactors,
+            kind: plan.kind.clone(),
             rules: plan.rules.clone(),
             bans,
             limits,
@@ -88,8 +88,7 @@ impl Upkeep {
         let filter = LogLevel::parse(level).map_err(|error| mistakes.push(error)).ok();
         // Functions of the application stay, and with them all of the choice.
         let routing = Routing::clone(&self.rules.routing);
-        let (reactors, local) = ((self.reactors, routing), self.rules.local.clone());
-        let renewed = rules(&config, reactors, local, &mut mistakes);
+        let renewed = rules(&config, &self.kind, routing, &mut mistakes);
         let renewed = renewed.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.clone())?;
         let renewed = Arc::new(self.rules.renewed(renewed)?);
         if let (Some(log), Some(filter)) = (&self.log, filter) {

@@ -17,7 +17,7 @@ use crate::bus::link::{LinkError, NatsLink, NatsServer};
 use crate::bus::pending::{Pending, PendingTable};
 use crate::bus::subscriptions::{self, Subscriptions};
 use crate::bus::targets::{Place, Targets};
-use crate::bus::{Bus, BusKind, BusState, Carrier, NatsLines, Readiness};
+use crate::bus::{Bus, BusState, Carrier, NatsLines, Readiness};
 use crate::calls;
 use crate::connection::Binding;
 use crate::connections::{Connections, Occupant};
@@ -51,26 +51,29 @@ enum Permission {
 impl Reactor {
     /// Makes a bus for new connections of this reactor.
     pub(super) fn open_bus(&mut self, is_primary: bool) -> usize {
-        let (id, link, carrier, readiness) = match &self.kind {
-            BusKind::Nats(tls_config) => (
-                0,
+        let (link, carrier, readiness) = match &self.bus_parts.nats {
+            Some(tls_config) => (
                 Some(Box::new(NatsLink::new(tls_config.clone()))),
                 Carrier::Nats(NatsLines::new()),
                 Readiness::Down { is_asked: false },
             ),
-            BusKind::Local(local) => {
-                let id = local.add_bus(self.core.reactor);
-                (id, None, Carrier::Local(local.carrier(id)), Readiness::Ready)
-            }
+            None => (None, Carrier::None, Readiness::Ready),
         };
+        let local = self.bus_parts.local.as_ref();
+        let id = local.map_or(0, |local| local.add_bus(self.core.reactor));
         let state = BusState {
             id,
             is_primary,
             carrier,
+            local: local.map(|local| local.carrier(id)),
             readiness,
             pending: PendingTable::default(),
             subscriptions: Subscriptions::default(),
-            targets: Targets::new(self.rules.targets, self.rules.routing.clone()),
+            targets: Targets::new(
+                self.rules.targets,
+                self.rules.routing.clone(),
+                local.map(|local| local.server().clone()),
+            ),
             proofs: Vec::new(),
         };
         self.buses.insert(Bus { link, state })
@@ -365,7 +368,8 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
         *lines = NatsLines::new();
     }
     let mut failed: Vec<Pending> = Vec::new();
-    turn.bus.pending.fail_all(|pending| failed.push(pending));
+    let BusState { pending, targets, .. } = &mut *turn.bus;
+    pending.fail_lost(|pending| !targets.is_local(pending.target), |pending| failed.push(pending));
     let error = Error::new(code::BUSY, NOT_CONNECTED);
     for pending in failed {
         // What waited for room goes on waiting: for the bus now, until its own deadline.

@@ -10,7 +10,8 @@ use shared::metrics::{CoreCounter, LimitLabel};
 use shared::session::SessionId;
 
 use super::{Reactor, pressure};
-use crate::bus::{Carrier, ReplyTo};
+use crate::application;
+use crate::bus::ReplyTo;
 use crate::calls;
 use crate::connection::Connection;
 use crate::connections::Occupant;
@@ -99,9 +100,7 @@ impl Reactor {
             log_end(connection, reason, &self.core.meter);
         }
         calls::unbind(connection, &mut bus.state, &self.core.directory);
-        if let Carrier::Local(local) = &bus.state.carrier {
-            local.closed(&connection.client.session);
-        }
+        application::tell_closed(&mut connection.client, reason, &self.rules, &bus.state);
         connection.client.begin_close(reason, &mut self.core.put(&self.rules));
         self.core.meter.closed(reason);
         if reason == CloseReason::OutboxLimit {
@@ -179,7 +178,14 @@ impl Reactor {
                 (Some(message), None) if message.route == fan_out::HOLDERS => {
                     fan_out::holders(message.data, &self.core.directory)
                 }
-                (Some(message), None) => calls::route_not_found(message.route),
+                // Not about a session of this gateway: the application's, if it has one.
+                (Some(message), None) => match &self.bus_parts.local {
+                    Some(local) if local.service().is_some() => {
+                        local.serve(self.core.reactor, request.clone(), reply);
+                        return;
+                    }
+                    _ => calls::route_not_found(message.route),
+                },
                 (Some(message), Some(addressee)) => {
                     let Some((session, place)) = calls::find(&self.core.directory, addressee)
                     else {

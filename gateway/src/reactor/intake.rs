@@ -15,6 +15,7 @@ use crate::forward;
 use crate::rules::Rules;
 use crate::turn::Turn;
 use crate::wire::Found;
+use crate::wrapper::{self, Passage};
 
 /// A defect that one client's bytes bring out ends that client, not the core and everybody on it.
 pub(super) fn take_in_guarded(
@@ -108,7 +109,13 @@ fn take_plain(
     let is_unexpected_header =
         client.agent.state() == State::Start && proxy::looks_like_header(bytes);
     let outcome = wire.handle_bytes(bytes, &rules.wire, &mut |found| match found {
-        Found::Packet(packet) => forward::handle_packet(token, client, packet, turn),
+        Found::Packet(packet) => {
+            match wrapper::judge(&mut client.filters, &rules.wrappers, *peer, &packet) {
+                Passage::Pass => forward::handle_packet(token, client, packet, turn),
+                Passage::Drop => Ok(()),
+                Passage::Close => Err(CloseReason::Wrapper),
+            }
+        }
         Found::Upgraded { answer, head } => {
             if let Some(address) = forwarded(head, peer.ip(), rules) {
                 *peer = SocketAddr::new(address, 0);

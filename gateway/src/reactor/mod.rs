@@ -27,7 +27,7 @@ use shared::server::ServerTable;
 use slab::Slab;
 use tokio::sync::mpsc;
 
-use crate::bus::{Bus, BusKind};
+use crate::bus::{Bus, BusParts};
 use crate::clock::Clock;
 use crate::connection::Connection;
 use crate::connections::Connections;
@@ -109,8 +109,8 @@ pub struct Setup {
     pub limits: Arc<Limits>,
     /// The process's clock.
     pub clock: Clock,
-    /// Which bus.
-    pub bus: BusKind,
+    /// What its buses are made of.
+    pub bus: BusParts,
     /// Which driver.
     pub driver: Kind,
     /// Where reports go.
@@ -123,7 +123,7 @@ pub struct Setup {
 pub struct Reactor {
     rules: Arc<Rules>,
     clock: Clock,
-    kind: BusKind,
+    bus_parts: BusParts,
     driver: Driver,
     connections: Connections,
     buses: Slab<Bus>,
@@ -231,7 +231,7 @@ impl Reactor {
         let mut reactor = Self {
             rules: setup.rules,
             clock: setup.clock,
-            kind: setup.bus,
+            bus_parts: setup.bus,
             driver,
             connections: Connections::default(),
             buses: Slab::new(),

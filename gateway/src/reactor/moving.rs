@@ -14,7 +14,7 @@ use shared::session::SessionId;
 
 use super::{Reactor, Report, pressure};
 use crate::bus::local::LocalBus;
-use crate::bus::{Bus, Carrier, Readiness};
+use crate::bus::{Bus, Readiness};
 use crate::calls;
 use crate::connection::Connection;
 use crate::connections::Occupant;
@@ -125,6 +125,8 @@ impl Reactor {
             Mail::Push { session, .. } | Mail::Kick { session, .. } => {
                 self.is_session_leaving(*session)
             }
+            Mail::Bound { session, .. } => self.is_session_leaving(*session),
+            Mail::Judged(verdict) => self.is_session_leaving(verdict.session),
             Mail::Call { request, .. } => {
                 let addressee =
                     RequestView::decode(request).ok().and_then(|view| calls::addressee(&view));
@@ -180,10 +182,7 @@ impl Reactor {
         if self.moving.as_ref().is_none_or(|moving| moving.waiting > 0) {
             return;
         }
-        let local = self.buses.iter().find_map(|(_, bus)| match &bus.state.carrier {
-            Carrier::Local(carrier) => Some(carrier.bus().clone()),
-            Carrier::Nats(_) => None,
-        });
+        let local = self.bus_parts.local.clone();
         let Some(to) = self.moving.as_ref().map(|moving| moving.to) else { return };
         let Some(mailbox) = self.core.mailboxes.get(to).cloned() else { return };
         let mut deferred = Vec::new();

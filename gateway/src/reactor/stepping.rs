@@ -119,7 +119,7 @@ impl Reactor {
         for connection in self.connections.slice(0, 1) {
             let bus = self.buses.get(connection.client.bus).expect("a client's bus exists");
             let number = match &connection.client.binding {
-                Binding::None => continue,
+                Binding::None | Binding::Asking { .. } => continue,
                 Binding::Proving { subscription, .. } | Binding::Bound { subscription } => {
                     *subscription
                 }

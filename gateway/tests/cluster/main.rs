@@ -25,6 +25,8 @@ mod etcd_faults;
 mod examples;
 mod fan_out;
 mod hostile;
+mod hosting;
+mod hosting_events;
 mod lifecycle;
 mod moving;
 mod nats_faults;

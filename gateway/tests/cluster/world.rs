@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use client::raw::{OwnedMessage, RawClient};
+use gateway::builder::Builder;
 use gateway::control::plan::Plan;
 use gateway::gateway::{Commands, Gateway};
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
@@ -58,8 +59,8 @@ impl World {
         self.runtime.handle().clone()
     }
 
-    /// A plan of a gateway of this cluster, with these settings on top.
-    pub(crate) fn plan(&self, driver: &str, settings: &[(&str, &str)]) -> Plan {
+    /// The configuration of a gateway of this cluster, with these settings on top.
+    pub(crate) fn config(&self, driver: &str, settings: &[(&str, &str)]) -> Config {
         let (nats, etcd) = (self.nats.url(), self.etcd.url());
         let mut all = vec![
             ("pitaya.server.id", GATE),
@@ -78,9 +79,23 @@ impl World {
         all.extend(settings);
         let all: Vec<_> =
             all.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let config =
-            Config::load(Binary::Gateway, None, std::iter::empty(), &all).expect("good settings");
-        Plan::new(&config, None).expect("a good plan")
+        Config::load(Binary::Gateway, None, std::iter::empty(), &all).expect("good settings")
+    }
+
+    /// A plan of a gateway that only forwards.
+    pub(crate) fn plan(&self, driver: &str, settings: &[(&str, &str)]) -> Plan {
+        Plan::new(&self.config(driver, settings), None).expect("a good plan")
+    }
+
+    /// A gateway with an application of its own.
+    pub(crate) fn hosting(
+        &self,
+        driver: &str,
+        application: worker::App,
+        settings: &[(&str, &str)],
+    ) -> Gateway {
+        let builder = Builder::new(self.config(driver, settings));
+        builder.application(application).start().expect("the gateway starts")
     }
 
     pub(crate) fn gateway(&self, driver: &str, settings: &[(&str, &str)]) -> Gateway {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use client::address::Transport;
-use gateway::bus::BusKind;
+use gateway::bus::BusParts;
 use gateway::bus::link::NatsServer;
 use gateway::clock::Clock;
 use gateway::control::plan::Plan;
@@ -142,7 +142,10 @@ impl World {
                     directory: directory.clone(),
                     limits: limits.clone(),
                     clock: Clock::simulated(elapsed_us),
-                    bus: BusKind::Nats(plan.cluster.as_ref().unwrap().tls.clone()),
+                    bus: BusParts {
+                        nats: Some(plan.cluster.as_ref().unwrap().tls.clone()),
+                        local: None,
+                    },
                     driver: Kind::Auto,
                     reports: send_report.clone(),
                     meter,

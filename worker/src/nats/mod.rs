@@ -6,6 +6,7 @@
 
 mod feed;
 mod link;
+mod outlet;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,11 +14,13 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use shared::config::{Config, Secret};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub use feed::{Ending, Inlet, feed};
 pub use link::NatsLink;
+pub use outlet::Outlet;
 
 /// Longest pause between two attempts to connect.
 const RECONNECT_WAIT_MAX: Duration = Duration::from_secs(8);
@@ -76,6 +79,32 @@ impl NatsSettings {
             tls_identity: None,
         }
     }
+
+    /// What the configuration says of NATS for servers that are called; `name` is what its monitoring shows.
+    pub fn of(config: &Config, name: impl Into<String>) -> Self {
+        let secret = |key| Some(config.secret(key)).filter(|s| !s.is_empty());
+        let text = |key| secret(key).map(|secret: Secret| secret.reveal().to_owned());
+        let path = |key| Some(config.string(key)).filter(|p| !p.is_empty()).map(PathBuf::from);
+        let server = "pitaya.cluster.rpc.server.nats";
+        let reconnects = config.int(&format!("{server}.maxreconnectionretries"));
+        Self {
+            urls: config.string(&format!("{server}.connect")).to_owned(),
+            name: name.into(),
+            connect_timeout: config.duration(&format!("{server}.connectiontimeout")),
+            reconnect_wait: config.duration(&format!("{server}.reconnectwait")),
+            reconnect_jitter: config.duration(&format!("{server}.reconnectjitter")),
+            ping_interval: config.duration(&format!("{server}.pinginterval")),
+            // The limit 0 would mean none to async-nats.
+            reconnects_max: usize::try_from(reconnects).ok().map(|n| n.max(1)),
+            user: text("pitaya.nats.password")
+                .map(|password| (config.string("pitaya.nats.user").to_owned(), password)),
+            token: text("pitaya.nats.token"),
+            nkey: text("pitaya.nats.nkey"),
+            credentials: text("pitaya.nats.credentials"),
+            tls_ca: path("pitaya.nats.tls.ca"),
+            tls_identity: path("pitaya.nats.tls.cert").zip(path("pitaya.nats.tls.key")),
+        }
+    }
 }
 
 /// Why a connection cannot be made now or ever.
@@ -105,6 +134,25 @@ pub async fn connect(
         settings.urls.split(',').map(|url| url.trim().parse()).collect();
     let servers = servers.map_err(NatsError::Urls)?;
     Ok(options(settings, events)?.connect(servers).await?)
+}
+
+/// Connects as often as it takes. Fails for mistakes of the settings only.
+pub(crate) async fn connect_patiently(
+    settings: &NatsSettings,
+    events: mpsc::Sender<Event>,
+) -> Result<Client, NatsError> {
+    let mut attempts = 0;
+    loop {
+        match connect(settings, events.clone()).await {
+            Err(error @ NatsError::Connect(_)) => {
+                attempts += 1;
+                let pause = backoff(settings.reconnect_wait, attempts);
+                tracing::warn!(%error, ?pause, "waiting for NATS");
+                sleep(pause).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn options(
