@@ -10,7 +10,7 @@
 //! a queue is not started, and a handler is dropped at its deadline. Every request is answered exactly once, and a
 //! panic anywhere in its path is an answer too.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use hashbrown::DefaultHashBuilder;
 use prost::Message;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
@@ -74,20 +75,33 @@ struct Inner {
     admission: Arc<Admission>,
     running: Semaphore,
     limits: Limits,
-    keys: RandomState,
+    keys: DefaultHashBuilder,
     counters: Arc<Counters>,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
 
-/// One request on its way through the queues.
+/// One request on its way through the queues. Small, because queues, tasks and futures copy it.
 struct Job {
-    request: proto::Request,
-    msg: proto::Msg,
+    decoded: Box<Decoded>,
     arrived: Instant,
     reply: Reply,
     permit: Permit,
+}
+
+/// What a request says.
+struct Decoded {
+    request: proto::Request,
+    msg: proto::Msg,
+}
+
+/// A request that has passed all checks.
+struct Checked<'a> {
+    handler: &'a AnyHandler,
+    call: Call,
+    deadline: Instant,
+    is_acknowledged: bool,
 }
 
 impl Service {
@@ -106,7 +120,7 @@ impl Service {
             admission: Admission::new(limits),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
-            keys: RandomState::new(),
+            keys: DefaultHashBuilder::default(),
             counters: Arc::new(Counters::default()),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
@@ -123,24 +137,24 @@ impl Service {
             inner.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
-        let (request, msg) = match decode(request) {
-            Ok(parts) => parts,
+        let decoded = match decode(request) {
+            Ok(decoded) => decoded,
             Err(error) => {
                 inner.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
-        let key = inner.session_key(&request, &msg);
-        let job = Job { request, msg, arrived, reply, permit };
+        let key = inner.session_key(&decoded);
+        let job = Job { decoded, arrived, reply, permit };
         let Some(key) = key else {
             let inner = Arc::clone(inner);
-            self.0.runtime.spawn(async move { inner.run(job).await });
+            self.spawn(async move { inner.run(job).await });
             return;
         };
         match inner.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
                 let inner = Arc::clone(inner);
-                self.0.runtime.spawn(async move { inner.run_session(key, job).await });
+                self.spawn(async move { inner.run_session(key, job).await });
             }
             Enqueued::Queued => {}
             Enqueued::Full(job) => {
@@ -148,6 +162,11 @@ impl Service {
                 job.reply.send(answer::busy());
             }
         }
+    }
+
+    /// Boxed, because the runtime copies a future of its own several times: with the handler's call in it, it is large.
+    fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.runtime.spawn(Box::pin(future));
     }
 
     /// The largest answer that the link can carry, in bytes of an encoded `protos.Response`. 1 MiB until set.
@@ -216,7 +235,8 @@ impl Service {
 
 impl Inner {
     /// Which queue a request belongs to; none when nothing orders it.
-    fn session_key(&self, request: &proto::Request, msg: &proto::Msg) -> Option<u64> {
+    fn session_key(&self, decoded: &Decoded) -> Option<u64> {
+        let Decoded { request, msg } = decoded;
         let is_sys = request.r#type == i32::from(proto::RpcType::Sys);
         let session = request.session.as_ref().filter(|session| is_sys && session.id != 0)?;
         let is_ordered = !self.routes.is_concurrent(&msg.route);
@@ -236,11 +256,11 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job) {
-        let Job { request, msg, arrived, reply, permit } = job;
-        let route = msg.route.clone();
-        let session_id = request.session.as_ref().map_or(0, |session| session.id);
+        let Job { decoded, arrived, reply, permit } = job;
+        let route = decoded.msg.route.clone();
+        let session_id = decoded.request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, arrived).await });
+        let serve = AssertUnwindSafe(self.serve(decoded, arrived));
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.counters.add(Counter::Panicked);
             tracing::error!(route, session_id, "a handler panicked");
@@ -262,13 +282,16 @@ impl Inner {
         drop(permit);
     }
 
-    /// The checks of cluster protocol 5.3 in their order, then the handler. Returns `Response.data`.
-    async fn serve(
-        &self,
-        request: proto::Request,
-        msg: proto::Msg,
-        arrived: Instant,
-    ) -> Result<Bytes> {
+    /// Checks a request and runs its handler. Returns `Response.data`.
+    async fn serve(&self, decoded: Box<Decoded>, arrived: Instant) -> Result<Bytes> {
+        let Checked { handler, call, deadline, is_acknowledged } = self.check(decoded, arrived)?;
+        let data = self.call(handler, call, deadline).await?;
+        Ok(if is_acknowledged { answer::ack() } else { data })
+    }
+
+    /// The checks of cluster protocol 5.3 in their order. Apart from what waits, so that no future holds its parts.
+    fn check(&self, decoded: Box<Decoded>, arrived: Instant) -> Result<Checked<'_>> {
+        let Decoded { request, msg } = *decoded;
         let timeout = metadata::request_timeout(&request.metadata)?;
         let deadline = arrived + timeout.unwrap_or(self.environment.request_timeout);
         let key = routes::key(&msg.route)?;
@@ -286,7 +309,7 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let is_sys = session.is_some();
+        let is_acknowledged = session.is_some() && is_notify;
         let context = Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
@@ -295,8 +318,8 @@ impl Inner {
             deadline: Some(deadline),
             session,
         };
-        let data = self.call(handler, Call::new(Arc::new(context), msg.data), deadline).await?;
-        Ok(if is_sys && is_notify { answer::ack() } else { data })
+        let call = Call::new(Arc::new(context), msg.data);
+        Ok(Checked { handler, call, deadline, is_acknowledged })
     }
 
     /// Runs the handler until its deadline, where it is dropped.
@@ -323,10 +346,10 @@ impl Inner {
 }
 
 /// The request and the message in it; both are needed to say anything about it.
-fn decode(bytes: Bytes) -> Result<(proto::Request, proto::Msg)> {
+fn decode(bytes: Bytes) -> Result<Box<Decoded>> {
     let unreadable = |text: &str| Error::new(code::BAD_REQUEST, text);
     let mut request =
         proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
     let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
-    Ok((request, msg))
+    Ok(Box::new(Decoded { request, msg }))
 }
