@@ -283,13 +283,14 @@ pub fn send(
     };
     let route = core.meter.route(request.route);
     client.last_route = route;
+    let bytes = encoded.encoded_bytes();
     if let Carrier::Nats(lines) = &bus.carrier
-        && encoded.encoded_bytes() > lines.payload_bytes_max
+        && bytes > lines.payload_bytes_max
     {
         return Err(Refusal::new(FailReason::TooLarge, code::UNKNOWN, PAYLOAD_TOO_LARGE));
     }
     if request.is_notify {
-        send_notify(&encoded, target, bus);
+        send_notify(&encoded, bytes, target, bus);
         return Ok(());
     }
     let pending = Pending {
@@ -306,13 +307,14 @@ pub fn send(
     let Some(token) = bus.pending.insert(pending) else {
         return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     };
-    send_request(&encoded, token, target, request.server_type, bus);
+    send_request(&encoded, bytes, token, target, request.server_type, bus);
     client.in_flight += 1;
     Ok(())
 }
 
 fn send_request(
     encoded: &SysRequest<'_>,
+    bytes: usize,
     token: u32,
     target: u32,
     server_type: &str,
@@ -322,7 +324,6 @@ fn send_request(
     let Some(target) = bus.targets.begin(target) else { return };
     match &mut bus.carrier {
         Carrier::Nats(lines) => {
-            let bytes = encoded.encoded_bytes();
             lines.request_head(&target.subject, token, bytes);
             let start = lines.out.len();
             encoded.encode(&mut lines.out);
@@ -332,7 +333,7 @@ fn send_request(
             lines.out.extend_from_slice(b"\r\n");
         }
         Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.request(token, Bytes::from(request));
         }
@@ -390,18 +391,17 @@ fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
 
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
 /// state is kept here (cluster protocol 23.2).
-fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
+fn send_notify(encoded: &SysRequest<'_>, bytes: usize, target: u32, bus: &mut BusState) {
     let Some(target) = bus.targets.find(target) else { return };
     match &mut bus.carrier {
         Carrier::Nats(lines) => {
-            let bytes = encoded.encoded_bytes();
             lines.published += 1;
             encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
             encoded.encode(&mut lines.out);
             lines.out.extend_from_slice(b"\r\n");
         }
         Carrier::Local(carrier) => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.notify(Bytes::from(request));
         }
