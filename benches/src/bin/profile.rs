@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use benches::flame::Flame;
-use benches::programs::{build_release, end_on_signals, find};
+use benches::programs::{build_release, end_on_signals, find, rest};
 use benches::run::{Run, run};
 use benches::scenario::{self, Compression, Scenario};
 use benches::systems::{Binaries, Instrument, Setup, System, Systems};
@@ -19,6 +19,9 @@ const SAMPLES_PER_SECOND: u32 = 4_999;
 const FUNCTIONS: usize = 25;
 /// Requests a second under callgrind, which makes programs fifty times slower.
 const CALLGRIND_RATE: u32 = 500;
+
+/// Looks at a file until it is there.
+const LOOKS_MAX: usize = 1_000;
 
 /// Profiles the gateway, or the worker, under load.
 #[derive(Parser)]
@@ -167,21 +170,20 @@ fn count_instructions(
         out: out.clone(),
     };
     let load = Scenario { rate: CALLGRIND_RATE, in_flight: 100, ..load.clone() };
-    let answered = {
-        let systems = Systems::start(binaries, &setup(flags, "epoll", Some(instrument)), folder)?;
-        let system = systems.systems.first().context("no system runs")?;
-        let pid = pid_of(system, &flags.program)?.to_string();
-        let control = || {
-            let program = valgrind.with_file_name("callgrind_control");
-            checked(Command::new(&program).args(["--instr=on", &pid]))
-        };
-        let (run, _) = under_load(&load, system, Duration::from_secs(flags.seconds), control)?;
-        // The warm-up is counted as well, on both sides of the division.
-        let warm = run.report.warmup_s / run.report.duration_s;
-        run.report.requests.answered as f64 * (1.0 + warm)
-    };
-    let annotate = valgrind.with_file_name("callgrind_annotate");
-    let text = checked(Command::new(annotate).arg(&out))?;
+    let systems = Systems::start(binaries, &setup(flags, "epoll", Some(instrument)), folder)?;
+    let system = systems.systems.first().context("no system runs")?;
+    let pid = pid_of(system, &flags.program)?.to_string();
+    let program = valgrind.with_file_name("callgrind_control");
+    let control = |what: &str| checked(Command::new(&program).args([what, &pid]));
+    let duration = Duration::from_secs(flags.seconds);
+    let (run, _) = under_load(&load, system, duration, || control("--instr=on"))?;
+    // Asked for, because a program that ends slowly under callgrind is killed before it has written anything.
+    control("--dump=load")?;
+    let text =
+        checked(Command::new(valgrind.with_file_name("callgrind_annotate")).arg(dump(&out)?))?;
+    // The warm-up is counted as well, on both sides of the division.
+    let warm = run.report.warmup_s / run.report.duration_s;
+    let answered = run.report.requests.answered as f64 * (1.0 + warm);
     println!(
         "\ninstructions a request, at {CALLGRIND_RATE} a second, outside the kernel (callgrind, epoll driver)"
     );
@@ -189,6 +191,24 @@ fn count_instructions(
         println!("{:10.0}  {name}", count / answered.max(1.0));
     }
     Ok(())
+}
+
+/// The first dump of a program under callgrind, once it is written.
+fn dump(out: &Path) -> Result<PathBuf> {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".1");
+    let path = PathBuf::from(name);
+    for _ in 0..LOOKS_MAX {
+        // Written in one go when the program gets to it, and renamed by nobody: some bytes are not yet all.
+        let bytes =
+            |path: &Path| std::fs::metadata(path).map(|file| file.len()).unwrap_or_default();
+        let before = bytes(&path);
+        rest();
+        if before > 0 && bytes(&path) == before {
+            return Ok(path);
+        }
+    }
+    bail!("callgrind has written nothing to {}", path.display())
 }
 
 /// A line `1,234 (5.6%)  what it belongs to`.
