@@ -1,7 +1,6 @@
-//! Where to connect: `host:port`, `tcp://host:port` or `ws://host[:port][/path]`.
+//! Where to connect: `host:port`, `tcp://host:port` or `ws://host[:port][/path]`; with TLS `tls://` and `wss://`.
 //!
-//! Pure text; names are resolved where the socket is opened. The schemes `tls` and `wss` are recognised so that the
-//! refusal can name what is missing.
+//! Pure text; names are resolved where the socket is opened.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -30,6 +29,8 @@ impl fmt::Display for Transport {
 pub struct Address {
     /// `None` when no scheme was given: the caller probes or assumes.
     pub transport: Option<Transport>,
+    /// Whether TLS lies under it.
+    pub is_secured: bool,
     /// Name or address; an IPv6 address without its brackets.
     pub host: String,
     /// TCP port.
@@ -41,11 +42,8 @@ pub struct Address {
 /// Why a text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// `tls://` or `wss://`.
-    #[error("TLS is not supported by this client yet: {0}")]
-    TlsUnsupported(String),
-    /// Another scheme than `tcp` and `ws`.
-    #[error("unknown scheme in {0}: expected tcp:// or ws://")]
+    /// Another scheme than these four.
+    #[error("unknown scheme in {0}: expected tcp://, ws://, tls:// or wss://")]
     UnknownScheme(String),
     /// No port, where none can be assumed.
     #[error("no port in {0}: expected host:port")]
@@ -71,8 +69,11 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(transport) = self.transport {
-            write!(formatter, "{transport}://")?;
+        match (self.transport, self.is_secured) {
+            (Some(Transport::Tcp), true) => formatter.write_str("tls://")?,
+            (Some(Transport::WebSocket), true) => formatter.write_str("wss://")?,
+            (Some(transport), false) => write!(formatter, "{transport}://")?,
+            (None, _) => {}
         }
         formatter.write_str(&self.authority())?;
         let is_plain = self.path == "/" && self.transport != Some(Transport::WebSocket);
@@ -90,11 +91,12 @@ impl FromStr for Address {
         if text.chars().any(|character| character.is_whitespace() || character.is_control()) {
             return Err(malformed());
         }
-        let (transport, rest) = match text.split_once("://") {
-            None => (None, text),
-            Some(("tcp", rest)) => (Some(Transport::Tcp), rest),
-            Some(("ws", rest)) => (Some(Transport::WebSocket), rest),
-            Some(("tls" | "wss", _)) => return Err(AddressError::TlsUnsupported(text.to_owned())),
+        let (transport, is_secured, rest) = match text.split_once("://") {
+            None => (None, false, text),
+            Some(("tcp", rest)) => (Some(Transport::Tcp), false, rest),
+            Some(("ws", rest)) => (Some(Transport::WebSocket), false, rest),
+            Some(("tls", rest)) => (Some(Transport::Tcp), true, rest),
+            Some(("wss", rest)) => (Some(Transport::WebSocket), true, rest),
             Some(_) => return Err(AddressError::UnknownScheme(text.to_owned())),
         };
         let path_start = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -105,11 +107,12 @@ impl FromStr for Address {
                 Ok(port) if port > 0 => port,
                 _ => return Err(AddressError::InvalidPort(text.to_owned())),
             },
+            (None, Some(Transport::WebSocket)) if is_secured => 443,
             (None, Some(Transport::WebSocket)) => 80,
             (None, _) => return Err(AddressError::MissingPort(text.to_owned())),
         };
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-        Ok(Self { transport, host: host.to_owned(), port, path })
+        Ok(Self { transport, is_secured, host: host.to_owned(), port, path })
     }
 }
 
@@ -153,12 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn a_scheme_with_tls_says_so_and_comes_back() {
+        let address: Address = "wss://game/x".parse().unwrap();
+        assert!(address.is_secured && address.port == 443);
+        for text in ["wss://game:443/x", "tls://game:3250", "tcp://game:3250"] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!(
+                (address.to_string().as_str(), address.is_secured),
+                (text, text != "tcp://game:3250")
+            );
+        }
+    }
+
+    #[test]
     fn what_is_no_address_is_refused_with_its_reason() {
         let error = |text: &str| text.parse::<Address>().unwrap_err();
         assert!(matches!(error("localhost"), AddressError::MissingPort(_)));
         assert!(matches!(error("localhost:0"), AddressError::InvalidPort(_)));
         assert!(matches!(error("localhost:65536"), AddressError::InvalidPort(_)));
-        assert!(matches!(error("wss://game"), AddressError::TlsUnsupported(_)));
+        assert!(matches!(error("tls://game"), AddressError::MissingPort(_)));
         assert!(matches!(error("http://game"), AddressError::UnknownScheme(_)));
         for text in [
             "",

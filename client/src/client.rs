@@ -23,6 +23,7 @@ use crate::address::{Address, Transport};
 use crate::connection::{self, Command};
 use crate::error::{CloseCause, ConnectError, RequestError};
 use crate::framing::{self, EncodeError};
+use crate::tls::Trust;
 
 /// Sends that may wait for the connection's task before senders wait too.
 const COMMANDS_MAX: usize = 64;
@@ -46,6 +47,8 @@ pub struct ConnectOptions {
     pub inflated_bytes_max: usize,
     /// Payloads of this many bytes or more are deflated if that makes them shorter; `None` never, as the Go client.
     pub deflate_from_bytes: Option<usize>,
+    /// Which servers are trusted, on addresses with TLS.
+    pub trust: Trust,
     /// Heartbeat intervals without any packet after which the server counts as gone; 0 = never.
     pub silent_intervals_max: u32,
 }
@@ -62,6 +65,7 @@ impl Default for ConnectOptions {
             packet_bytes_max: shared::packet::BODY_BYTES_MAX,
             inflated_bytes_max: 64 * 1024 * 1024,
             deflate_from_bytes: None,
+            trust: Trust::System,
             silent_intervals_max: 6,
         }
     }
@@ -172,8 +176,8 @@ struct Inner {
 pub struct Client(Arc<Inner>);
 
 impl Client {
-    /// Connects to `host:port`, `tcp://host:port` or `ws://host:port/path`; without a scheme it is TCP. Returns after
-    /// the handshake was accepted and acknowledged. Must be called on a tokio runtime.
+    /// Connects to `host:port`, `tcp://host:port` or `ws://host:port/path`, or with TLS to `tls://` or `wss://`; without
+    /// a scheme it is TCP. Returns after the handshake was accepted and acknowledged. Must be called on a tokio runtime.
     pub async fn connect(server: &str, options: ConnectOptions) -> Result<Self, ConnectError> {
         let address: Address = server.parse()?;
         Self::connect_to(&address, address.transport.unwrap_or(Transport::Tcp), options).await
@@ -189,6 +193,10 @@ impl Client {
         let connecting = async {
             let socket = TcpStream::connect((address.host.as_str(), address.port)).await?;
             socket.set_nodelay(true)?;
+            if address.is_secured {
+                let stream = options.trust.secure(socket, &address.host).await?;
+                return Self::open(stream, transport, address, options).await;
+            }
             Self::open(socket, transport, address, options).await
         };
         tokio::time::timeout(timeout, connecting)
@@ -212,7 +220,7 @@ impl Client {
         }
     }
 
-    /// Speaks over a stream that is connected already; the place for TLS. `address` serves the WebSocket upgrade.
+    /// Speaks over a stream that is connected already, and secured where it has to be. `address` serves the WebSocket upgrade.
     pub async fn open<S>(
         stream: S,
         transport: Transport,
@@ -390,6 +398,12 @@ impl Client {
 /// The address of a connected peer, for callers of [`Client::open`] that hold nothing else.
 impl From<SocketAddr> for Address {
     fn from(peer: SocketAddr) -> Self {
-        Self { transport: None, host: peer.ip().to_string(), port: peer.port(), path: "/".into() }
+        Self {
+            transport: None,
+            is_secured: false,
+            host: peer.ip().to_string(),
+            port: peer.port(),
+            path: "/".into(),
+        }
     }
 }

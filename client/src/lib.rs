@@ -26,6 +26,7 @@ pub mod load;
 mod protobuf;
 pub mod raw;
 pub mod repl;
+pub mod tls;
 pub mod upgrade;
 
 pub use client::{Client, ConnectOptions, Push, PushReceiver};

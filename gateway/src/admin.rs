@@ -1,14 +1,16 @@
 //! The administrators' HTTP port: metrics, liveness and readiness.
 //!
-//! It runs on the control thread and only reads what others have left for it. It offers nothing that changes the gateway,
-//! and nothing that a player needs.
+//! It runs on the control thread and reads what others have left for it; what changes the gateway is in actions.rs, and
+//! goes to others as a command. It offers nothing that a player needs.
 //!
 //! Invariant: whoever can reach the port can cost the gateway at most [`CONNECTIONS_MAX`] file descriptors, each for no
 //! longer than it keeps something moving.
 
+mod actions;
 mod listener;
 mod readiness;
 
+pub use actions::Actions;
 pub use readiness::{Conditions, Readiness};
 
 use std::io;
@@ -45,6 +47,8 @@ pub struct AdminSources {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// What the gateway can do at the moment.
     pub readiness: Arc<Readiness>,
+    /// What administrators may change; `None` for nothing.
+    pub actions: Option<Actions>,
 }
 
 /// Why the port cannot be opened.
@@ -84,7 +88,9 @@ impl Admin {
         for (address, listener) in listeners {
             let listener = BoundedListener::new(listener, Arc::clone(&places));
             let mut stopped = stopped.clone();
-            let server = axum::serve(listener, router(sources.clone()));
+            let service =
+                router(sources.clone()).into_make_service_with_connect_info::<actions::Peer>();
+            let server = axum::serve(listener, service);
             // Nothing is ever sent: it ends when its sender does.
             let server =
                 server.with_graceful_shutdown(async move { drop(stopped.changed().await) });
@@ -117,12 +123,17 @@ impl Admin {
     }
 }
 
-fn router(sources: AdminSources) -> Router {
-    Router::new()
+fn router(mut sources: AdminSources) -> Router {
+    let actions = sources.actions.take().map(actions::router);
+    let reports = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .with_state(sources)
+        .with_state(sources);
+    match actions {
+        Some(actions) => reports.merge(actions),
+        None => reports,
+    }
 }
 
 async fn metrics(State(sources): State<AdminSources>) -> impl IntoResponse {

@@ -1,4 +1,5 @@
-//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`.
+//! Calls of other servers to sessions of this gateway: `sys.bindsession`, `sys.pushsession`, `sys.kick`, and those of
+//! [`crate::describe`].
 //!
 //! A call arrives as an encoded `protos.Request` on one reactor's bus and is handled on the reactor that holds the
 //! session; its answer leaves on that reactor's bus (cluster protocol 9.2). A bind is confirmed only after the NATS
@@ -8,19 +9,21 @@ use proto::Message;
 use proto::wire::{self, KickView, MsgView, RequestView, SessionView};
 use shared::close::CloseReason;
 use shared::error::code;
-use shared::metrics::CoreCounter;
+use shared::metrics::{CoreCounter, LimitLabel};
 use shared::nats::encoder;
 use shared::session::{SessionId, check_uid};
 
 use crate::bus::{BusState, Carrier, Proof, ReplyTo};
 use crate::connection::{Binding, Client, Connection};
 use crate::connections::Connections;
+use crate::describe;
 use crate::directory::{Directory, Place};
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
 
 const SESSION_NOT_FOUND: &str = "session not found";
 const ALREADY_BOUND: &str = "session is already bound to an uid";
+const BANNED: &str = "the uid is banned";
 const ILLEGAL_UID: &str = "illegal uid";
 
 /// The session that a call is about.
@@ -36,7 +39,7 @@ pub enum Addressee<'a> {
 pub fn addressee<'a>(request: &RequestView<'a>) -> Option<Addressee<'a>> {
     let message = request.msg?;
     match message.route {
-        "sys.bindsession" | "sys.pushsession" => {
+        "sys.bindsession" | "sys.pushsession" | describe::DESCRIBE | describe::CLOSE => {
             let session = SessionView::decode(message.data).ok()?;
             Some(Addressee::Session(SessionId(session.id)))
         }
@@ -104,6 +107,11 @@ pub fn serve(
             kick(connection, CloseReason::Kicked, turn.rules, turn.core);
             turn.bus.reply(reply, KICK_ANSWER);
         }
+        describe::DESCRIBE => turn.bus.reply(reply, &describe::describe(connection)),
+        describe::CLOSE => {
+            describe::close(connection, turn.core);
+            turn.bus.reply(reply, wire::RESPONSE_NESTED_ACK);
+        }
         route => turn.bus.reply(reply, &route_not_found(route)),
     }
 }
@@ -132,6 +140,11 @@ pub fn kick(connection: &mut Connection, reason: CloseReason, rules: &Rules, cor
 
 /// Claims the uid, subscribes to its subjects, and leaves the confirmation to [`proven`].
 fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<'_>) {
+    if turn.core.is_uid_banned(uid) {
+        turn.core.meter.limited(LimitLabel::BannedUid);
+        turn.bus.reply(reply, &failure(code::UNKNOWN, BANNED));
+        return kick(connection, CloseReason::Banned, turn.rules, turn.core);
+    }
     let Turn { rules, core, bus, .. } = turn;
     let client = &mut connection.client;
     let refusal = match client.binding {
@@ -154,6 +167,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
     if let Some(before) = core.directory.claim(session, uid) {
         core.replaced.push(before);
     }
+    client.seats.user = core.limits.user(uid, core.now_us);
     match &mut bus.carrier {
         Carrier::Local(_) => {
             client.session.set_uid(uid);
@@ -161,7 +175,7 @@ fn bind(connection: &mut Connection, uid: &str, reply: ReplyTo, turn: &mut Turn<
             bus.reply(reply, wire::RESPONSE_NESTED_ACK);
         }
         Carrier::Nats(lines) => {
-            let subscription = bus.subscriptions.insert(connection.token);
+            let subscription = bus.subscriptions.insert(connection.token, uid);
             subscribe(&mut lines.out, rules, uid, subscription);
             client.binding = Binding::Proving { uid: uid.to_owned(), subscription };
             lines.wants_barrier = true;
@@ -196,8 +210,7 @@ pub fn proven(connection: &mut Connection, reply: ReplyTo, rules: &Rules, bus: &
 /// Undoes a bind whose subscription the NATS server has refused: no push would ever reach this user. `text` is what the
 /// server complains of; anything else than a subscription for a bind under way is nothing to this function.
 pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
-    let subject = text.split('"').nth(1).filter(|_| text.starts_with(SUBSCRIPTION_REFUSED));
-    let Some(subject) = subject else { return };
+    let Some(subject) = refused_subject(text) else { return };
     let Turn { rules, core, bus, .. } = turn;
     let mut is_meant = |proof: &Proof| match connections.find(proof.connection, proof.session) {
         Some(Connection {
@@ -210,10 +223,20 @@ pub fn refused(text: &str, connections: &mut Connections, turn: &mut Turn<'_>) {
         let binding = std::mem::replace(&mut connection.client.binding, Binding::None);
         if let Binding::Proving { uid, subscription } = binding {
             core.directory.release(proof.session, &uid);
+            connection.client.seats.user = None;
             unsubscribe(subscription, bus);
         }
         bus.reply(proof.reply, &failure(code::UNKNOWN, &format!("nats: {text}")));
     }
+}
+
+/// Whether the server complains that it does not permit this subscription.
+pub fn is_refused(text: &str, subject: &str) -> bool {
+    refused_subject(text) == Some(subject)
+}
+
+fn refused_subject(text: &str) -> Option<&str> {
+    text.strip_prefix(SUBSCRIPTION_REFUSED)?.split('"').nth(1)
 }
 
 /// How nats-server begins to say that a subscription is not permitted.

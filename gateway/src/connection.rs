@@ -4,7 +4,7 @@
 //! nor touches the driver except to hand over its outbox. The invariant: once [`Connection::begin_close`] was called no
 //! packet is taken in and none is appended, so a kick is the last thing that a client sees.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use shared::agent::{Agent, AgentRules};
 use shared::close::CloseReason;
@@ -19,6 +19,7 @@ use shared::websocket::frame;
 use crate::driver::{Driver, Token};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
+use crate::limits::Seats;
 use crate::outbox::{BufferPool, Outbox, Sent, Way};
 use crate::rules::Rules;
 use crate::wire::{self, Wire};
@@ -53,6 +54,8 @@ pub struct Client {
     pub agent: Agent,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Unsent bytes.
     pub outbox: Outbox,
     /// Set from the upgrade on.
@@ -71,6 +74,12 @@ pub struct Client {
     pub is_dirty: bool,
     /// How far the end is.
     pub ending: Ending,
+    /// Places in the process's tables of addresses and users.
+    pub seats: Seats,
+    /// Bytes that the reactor's sum has for this connection.
+    pub buffered_bytes: usize,
+    /// Set while the client is not read from, because it does not read either.
+    pub is_reading_paused: bool,
 }
 
 /// The cluster's side of a uid.
@@ -120,6 +129,16 @@ impl Client {
         let is_compressed = payload.is_compressed;
         let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
         self.put_message(&head, payload.bytes, context)
+    }
+
+    /// Whether there is room for a push where pushes are dropped rather than their client closed. They leave a quarter
+    /// of the outbox to answers, which cannot be dropped.
+    pub fn has_room_for_push(&self, route: &str, payload: Payload<'_>, rules: &Rules) -> bool {
+        let is_compressed = payload.is_compressed;
+        let head = Head { kind: MessageType::Push, id: 0, route, is_compressed, is_error: false };
+        let body_bytes = message::head_bytes(&head, &rules.dictionary) + payload.bytes.len();
+        let framed_bytes = wire::framed_bytes(self.is_web_socket, body_bytes);
+        self.outbox.has_room(framed_bytes, rules.outbox_bytes_max / 4 * 3)
     }
 
     /// Appends an error response. An id of 0 cannot be answered (client protocol 3.9), so nothing happens then.
@@ -213,7 +232,10 @@ impl Client {
         }
         let is_hopeless = matches!(
             reason,
-            CloseReason::WriteTimeout | CloseReason::OutboxLimit | CloseReason::IoError
+            CloseReason::WriteTimeout
+                | CloseReason::OutboxLimit
+                | CloseReason::MemoryLimit
+                | CloseReason::IoError
         );
         if self.is_web_socket && !is_hopeless && reason != CloseReason::PeerClosed {
             let out = self.outbox.prepare(context.pool);
@@ -242,6 +264,7 @@ impl Connection {
         let client = Client {
             agent: Agent::new(rules, now_ms),
             session,
+            handshake: None,
             outbox: Outbox::default(),
             is_web_socket: false,
             in_flight: 0,
@@ -251,8 +274,21 @@ impl Connection {
             freezing: None,
             is_dirty: false,
             ending: Ending::default(),
+            seats: Seats::default(),
+            buffered_bytes: 0,
+            is_reading_paused: false,
         };
         Self { token, peer, entrance, wire, client }
+    }
+
+    /// The address that limits and bans go by.
+    pub fn address(&self) -> IpAddr {
+        self.peer.ip()
+    }
+
+    /// Bytes held for this client: unsent ones, and parts of packets.
+    pub fn held_bytes(&self) -> usize {
+        self.client.outbox.unsent_bytes() + self.wire.partial_bytes() + self.entrance.held_bytes()
     }
 
     /// Hands the turn's bytes to the driver.

@@ -8,7 +8,7 @@ use proto::Message;
 use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
 use shared::close::CloseReason;
 use shared::error::{Error, code};
-use shared::metrics::{CoreCounter, FailReason};
+use shared::metrics::{CoreCounter, FailReason, LimitLabel};
 use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
@@ -19,6 +19,7 @@ use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
+use crate::fan_out;
 use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
 use crate::rules::Rules;
 use crate::turn::Turn;
@@ -45,6 +46,7 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
             let request = bytes::Bytes::copy_from_slice(message.payload);
             turn.core.calls.push((request, reply_to(message)));
         }
+        Some(Subject::Pushes) => fan_out::deliver(message.payload, connections, turn),
         Some(Subject::Bindings) => handle_binding(message.payload, turn),
         None => turn.core.meter.count(CoreCounter::LateAnswers),
     }
@@ -70,7 +72,7 @@ pub fn handle_answer(
         }
     };
     let target = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
-    let released = turn.bus.targets.end(pending.target);
+    let released = turn.bus.targets.end(pending.target, turn.core.now_us);
     if is_undelivered {
         turn.bus.targets.suspect(pending.target, turn.core.now_ms);
         let server_type = target.as_ref().map_or("", |server| &server.server_type);
@@ -110,7 +112,9 @@ pub fn send_waiting(
     while connections.find(waiting.connection, waiting.session).is_none() {
         let error = Error::new(code::CLIENT_CLOSED, "the client has gone");
         fail_waiting(&waiting, FailReason::Internal, &error, connections, turn);
-        let Some(next) = turn.bus.targets.take_waiting(server_type) else { return };
+        let Some(next) = turn.bus.targets.take_waiting(server_type, turn.core.now_us) else {
+            return;
+        };
         waiting = next;
     }
     let Some(connection) = connections.find(waiting.connection, waiting.session) else { return };
@@ -257,16 +261,24 @@ pub fn put_push(
     let Turn { rules, core, codec, .. } = turn;
     let connection = connections.at(owner).filter(|connection| {
         let client = &connection.client;
-        client.session.uid() == push.uid && session.is_none_or(|id| client.session.id() == id)
+        // A push to a session by its id may be without a uid, as the session may be.
+        let is_meant =
+            client.session.uid() == push.uid || (session.is_some() && push.uid.is_empty());
+        is_meant && session.is_none_or(|id| client.session.id() == id)
     });
     let Some(connection) = connection else {
         core.meter.count(CoreCounter::PushesDropped);
         return;
     };
-    core.meter.count(CoreCounter::Pushes);
     let client = &mut connection.client;
     client.last_route = core.meter.route(push.route);
     let payload = codec.pack(push.data, rules.compression_threshold_bytes);
+    if rules.is_push_dropped && !client.has_room_for_push(push.route, payload, rules) {
+        core.meter.count(CoreCounter::PushesDropped);
+        core.meter.limited(LimitLabel::Outbox);
+        return;
+    }
+    core.meter.count(CoreCounter::Pushes);
     let outcome = client.put_push(push.route, payload, &mut core.put(rules));
     core.settle(owner, client, outcome);
 }

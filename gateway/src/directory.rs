@@ -97,6 +97,14 @@ impl Directory {
         lock(&self.uids).get(uid).copied()
     }
 
+    /// Whether each of `uids` is held, in their order, as seen at one moment. Holds the lock for all of them.
+    pub fn holds<'a>(&self, uids: impl Iterator<Item = &'a str>, mut tell: impl FnMut(bool)) {
+        let held = lock(&self.uids);
+        for uid in uids {
+            tell(held.contains_key(uid));
+        }
+    }
+
     /// Sessions that hold a uid.
     pub fn bound(&self) -> usize {
         lock(&self.uids).len()

@@ -70,6 +70,12 @@ impl Entrance {
         }
     }
 
+    /// Bytes that wait here for more, or to be sent, for memory accounts.
+    pub fn held_bytes(&self) -> usize {
+        let header_bytes = self.header.as_ref().map_or(0, Vec::len);
+        header_bytes + self.tls.as_ref().map_or(0, |tls| tls.held_bytes())
+    }
+
     /// Whether bytes wait here to be sent.
     pub fn has_output(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.has_output())

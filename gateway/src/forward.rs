@@ -10,9 +10,10 @@ use shared::agent::Verdict;
 use shared::close::CloseReason;
 use shared::compression::InflateError;
 use shared::error::{Error, code};
+use shared::handshake;
 use shared::message::{self, Message, MessageType};
 use shared::metadata::{MetadataFields, encode_metadata};
-use shared::metrics::{CoreCounter, DropReason, FailReason, RouteLabel};
+use shared::metrics::{CoreCounter, DropReason, FailReason, LimitLabel, RouteLabel};
 use shared::nats::encoder;
 use shared::packet::Packet;
 use shared::route::Route;
@@ -22,6 +23,7 @@ use crate::bus::targets::{Choice, Waiting};
 use crate::bus::{BusState, Carrier};
 use crate::connection::Client;
 use crate::driver::Token;
+use crate::limits::messages;
 use crate::rules::Rules;
 use crate::turn::{Core, Turn};
 
@@ -32,6 +34,7 @@ pub const NOT_CONNECTED: &str = "nats: connection closed";
 const PAYLOAD_TOO_LARGE: &str = "nats: maximum payload exceeded";
 /// Text of the error when a route's type has no server (cluster protocol 5.2).
 pub const NO_SERVERS: &str = "no servers available of this type";
+const TOO_FAST: &str = "too many messages in a second";
 const TOO_MANY: &str = "too many requests in flight";
 
 /// Takes in one packet of a client.
@@ -51,7 +54,8 @@ pub fn handle_packet(
             turn.core.meter.count(CoreCounter::RateLimited);
             Ok(())
         }
-        Verdict::Accepted(_) => {
+        Verdict::Accepted(request) => {
+            client.handshake = Some(handshake::encode_request(&request).into());
             turn.core.meter.count(CoreCounter::HandshakesAccepted);
             let outcome =
                 client.put_packet(&rules.agent.responses.accepted, &mut turn.core.put(rules));
@@ -91,6 +95,9 @@ fn handle_message(
     let is_request = message.kind == MessageType::Request;
     let Turn { rules, core, codec, bus } = turn;
     let rules: &Rules = rules;
+    if let Err(limit) = messages::admit_sender(&client.seats, &rules.limits, core.now_us) {
+        return refuse(token, client, id, &Refusal::limited(limit, core), rules, core);
+    }
     let payload = if message.is_compressed {
         core.meter.count(CoreCounter::Inflated);
         codec.inflater.inflate(message.payload, rules.inflate_bytes_max).map_err(|error| {
@@ -115,15 +122,25 @@ fn handle_message(
     let asked = Asked { token, id, is_request, payload };
     match route_message(client, message.route, &asked, rules, bus, core) {
         Ok(()) => Ok(()),
-        Err(Refusal { reason, error }) => {
-            if id > 0 {
-                core.meter.refused(reason, &error.code);
-            }
-            let outcome = client.put_error(id, &error, &mut core.put(rules));
-            core.settle(token, client, Ok(()));
-            outcome
-        }
+        Err(refusal) => refuse(token, client, id, &refusal, rules, core),
     }
+}
+
+/// Tells a client that its message goes nowhere; for a notify nothing is told.
+fn refuse(
+    token: Token,
+    client: &mut Client,
+    id: u64,
+    refusal: &Refusal,
+    rules: &Rules,
+    core: &mut Core,
+) -> Result<(), CloseReason> {
+    if id > 0 {
+        core.meter.refused(refusal.reason, &refusal.error.code);
+    }
+    let outcome = client.put_error(id, &refusal.error, &mut core.put(rules));
+    core.settle(token, client, Ok(()));
+    outcome
 }
 
 /// What a client asked for, besides its route.
@@ -161,6 +178,7 @@ fn route_message(
         return Err(not_found(server_type, &route));
     }
     if asked.is_request && client.in_flight >= rules.in_flight_connection_max {
+        core.meter.limited(LimitLabel::InFlight);
         return Err(Refusal::new(FailReason::Busy, code::BUSY, TOO_MANY));
     }
     if !bus.is_ready() || bus.is_full() {
@@ -174,6 +192,9 @@ fn route_message(
         full_route = format!("{server_type}.{text}");
         &full_route
     };
+    if let Err(limit) = messages::admit_route(&mut client.seats, text, &rules.limits, core.now_us) {
+        return Err(Refusal::limited(limit, core));
+    }
     let request = Outgoing {
         connection: asked.token,
         message_id: asked.id,
@@ -186,7 +207,9 @@ fn route_message(
     };
     match bus.targets.choose(server_type, core.now_ms) {
         Choice::Target(target) => send(&request, target, client, rules, bus, core),
-        Choice::Busy => wait(&request, client, bus),
+        Choice::Busy => {
+            wait(&request, client, bus).inspect_err(|_| core.meter.limited(LimitLabel::Queue))
+        }
         Choice::NoServers => Err(Refusal::new(FailReason::NoServer, code::INTERNAL, NO_SERVERS)),
     }
 }
@@ -208,6 +231,11 @@ pub struct Refusal {
 impl Refusal {
     fn new(reason: FailReason, code: &'static str, text: impl Into<String>) -> Self {
         Self { reason, error: Error::new(code, text) }
+    }
+
+    fn limited(limit: LimitLabel, core: &Core) -> Self {
+        core.meter.limited(limit);
+        Self::new(FailReason::RateLimited, code::TOO_MANY, TOO_FAST)
     }
 }
 
@@ -241,6 +269,7 @@ fn wait(request: &Outgoing<'_>, client: &mut Client, bus: &mut BusState) -> Resu
         arrived_us: request.arrived_us,
         deadline_ms: request.deadline_ms,
         is_notify: request.is_notify,
+        place: 0,
     };
     match bus.targets.wait(request.server_type, waiting) {
         Ok(()) => {
@@ -386,6 +415,7 @@ fn waiting_again(pending: &Pending, request: &[u8]) -> Option<Waiting> {
         arrived_us: pending.arrived_us,
         deadline_ms: pending.deadline_ms,
         is_notify: false,
+        place: 0,
     })
 }
 

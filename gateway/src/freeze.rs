@@ -16,6 +16,7 @@ use crate::connection::{Binding, Client, Connection, Origin};
 use crate::driver::Token;
 use crate::ending::{Closing, Ending};
 use crate::entrance::Entrance;
+use crate::limits::Seats;
 use crate::mailbox::Mail;
 use crate::outbox::Outbox;
 use crate::rules::Rules;
@@ -37,6 +38,8 @@ pub struct ConnectionState {
     pub agent: AgentState,
     /// Identity and data.
     pub session: Session,
+    /// What the client said in its last accepted handshake, as JSON.
+    pub handshake: Option<Box<[u8]>>,
     /// Bytes that have not left, in order.
     pub unsent: Vec<u8>,
     /// Requests without an answer.
@@ -47,6 +50,8 @@ pub struct ConnectionState {
     pub last_route: RouteLabel,
     /// An end that has begun.
     pub closing: Option<Closing>,
+    /// Places in the process's tables, which are the same on all reactors.
+    pub seats: Seats,
 }
 
 /// A bus at rest.
@@ -91,7 +96,9 @@ impl Connection {
             last_route: client.last_route,
             closing: client.ending.closing(),
             binding: client.binding,
+            seats: client.seats,
             session: client.session,
+            handshake: client.handshake,
         }
     }
 
@@ -111,10 +118,12 @@ impl Connection {
         client.agent = Agent::resume(&state.agent, &rules.agent, now_ms);
         client.outbox = Outbox::resume(state.unsent);
         client.is_web_socket = is_web_socket;
+        client.handshake = state.handshake;
         client.in_flight = state.in_flight;
         client.binding = state.binding;
         client.last_route = state.last_route;
         client.ending = Ending::resume(state.closing);
+        client.seats = state.seats;
         connection
     }
 }

@@ -1,6 +1,7 @@
 //! The gateway as a library: reactors that hold the players' connections and forward their messages.
 
 pub mod admin;
+pub mod allowance;
 pub mod bus;
 pub mod calls;
 pub mod clock;
@@ -8,13 +9,16 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod deliver;
+pub mod describe;
 pub mod directory;
 pub mod driver;
 pub mod ending;
 pub mod entrance;
+pub mod fan_out;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;
+pub mod limits;
 pub mod listener;
 pub mod logging;
 pub mod mailbox;

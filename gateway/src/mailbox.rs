@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
+use shared::bans::BanList;
 use shared::server::ServerTable;
 use shared::session::SessionId;
 use tokio::sync::Notify;
@@ -20,6 +21,7 @@ use crate::bus::link::NatsServer;
 use crate::driver::Waker;
 use crate::freeze::ReactorState;
 use crate::listener::Listener;
+use crate::rules::Rules;
 
 /// Letters that a box holds at most.
 pub const LETTERS_MAX: usize = 16_384;
@@ -30,6 +32,10 @@ pub const LETTER_BYTES_MAX: usize = 64 << 20;
 pub enum Mail {
     /// The servers of the cluster, after a change.
     Servers(Arc<ServerTable>),
+    /// Go by these rules from now on.
+    Rules(Arc<Rules>),
+    /// Keep these out from now on, and those of them who are here.
+    Bans(Arc<BanList>),
     /// Serve these sockets. Sent last at start.
     Listen(Vec<Listener>),
     /// Close the listeners; existing connections go on. Sent first at stop.

@@ -9,9 +9,10 @@ use gateway::control::plan::Plan;
 use gateway::control::{Command, ControlError};
 use gateway::gateway::{Addresses, Commands, Gateway, StartError};
 use gateway::logging;
-use shared::config::{Binary, Config, TableFormat};
+use shared::config::{Binary, Sources, TableFormat};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::oneshot;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -105,9 +106,15 @@ fn main() -> ExitCode {
 
 fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
     let settings = flags.settings().map_err(|mistake| vec![mistake])?;
-    let config =
-        Config::load(Binary::Gateway, flags.config.as_deref(), std::env::vars(), &settings)
-            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let sources = Sources {
+        binary: Binary::Gateway,
+        file: flags.config.clone(),
+        environment: std::env::vars().collect(),
+        flags: settings,
+    };
+    let config = sources
+        .load()
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
     if flags.print_config {
         let format = flags.format.parse::<TableFormat>().map_err(|error| vec![error])?;
         print!("{}", config.print_table(format));
@@ -115,7 +122,7 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
     }
     let options = worker::demo::DemoOptions { test_routes: flags.test_routes };
     let application = flags.demo.then(|| worker::demo::app(options));
-    let plan = Plan::new(&config, application)?;
+    let mut plan = Plan::new(&config, application)?;
     if flags.check_config {
         for warning in config.warnings() {
             eprintln!("warning: {warning}");
@@ -123,8 +130,10 @@ fn run(flags: &Flags) -> Result<ExitCode, Vec<String>> {
         println!("the configuration is good");
         return Ok(ExitCode::SUCCESS);
     }
-    logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
-        .map_err(|error| vec![error])?;
+    let (log, _guard) =
+        logging::start(config.string("pitaya.log.level"), config.string("pitaya.log.format"))
+            .map_err(|error| vec![error])?;
+    (plan.sources, plan.log) = (Some(sources), Some(log));
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -159,26 +168,35 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first signal asks for an end in order, the second ends at once.
+/// The first signal asks for an end in order, the second ends at once. SIGHUP reads the configuration again.
 fn watch_signals(commands: Sender<Command>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
             let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
-            let [Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)] = kinds.map(signal) else {
+            let (Ok(mut hangup), [Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)]) =
+                (signal(SignalKind::hangup()), kinds.map(signal))
+            else {
                 tracing::error!("cannot watch for signals");
                 return;
             };
-            for is_first in [true, false] {
+            let mut is_first = true;
+            loop {
                 tokio::select! {
+                    _ = hangup.recv() => {
+                        // What becomes of it is logged, and a gateway that has ended needs no command.
+                        let (done, _) = oneshot::channel();
+                        let _ = commands.send(Command::Reload { done }).await;
+                        continue;
+                    }
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                     _ = quit.recv() => {}
                 }
-                // A gateway that has ended needs no command.
                 if !is_first || commands.send(Command::Stop).await.is_err() {
                     std::process::exit(130);
                 }
+                is_first = false;
             }
         });
     })?;

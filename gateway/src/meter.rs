@@ -10,7 +10,7 @@ use shared::close::CloseReason;
 use shared::config::{Config, CustomMetric};
 use shared::metrics::{
     CodeLabel, CoreCounter, CoreCounters, CoreGauge, CoreMetrics, DropReason, Exporter,
-    ExporterOptions, FailReason, LatencyTable, MetricError, ResponseType, RouteLabel,
+    ExporterOptions, FailReason, LatencyTable, LimitLabel, MetricError, ResponseType, RouteLabel,
 };
 use shared::server::ServerTable;
 
@@ -105,6 +105,8 @@ pub struct Levels {
     pub bound: usize,
     /// Bytes that wait to be sent to clients.
     pub outbox_bytes: usize,
+    /// Bytes held for clients: unsent ones and parts of packets.
+    pub buffered_bytes: usize,
     /// Subscriptions on all buses.
     pub subscriptions: usize,
     /// Whether the bus of new connections can be used.
@@ -129,6 +131,11 @@ impl Meter {
     /// A connection ended.
     pub fn closed(&self, reason: CloseReason) {
         self.counters.closed(reason);
+    }
+
+    /// Something ran into a limit.
+    pub fn limited(&self, limit: LimitLabel) {
+        self.counters.limited(limit);
     }
 
     /// A request came in that can be answered.
@@ -204,6 +211,7 @@ impl Meter {
         self.counters.set(CoreGauge::RequestsQueued, levels.waiting as u64);
         self.counters.set(CoreGauge::BoundSessions, levels.bound as u64);
         self.counters.set(CoreGauge::OutboxBytes, levels.outbox_bytes as u64);
+        self.counters.set(CoreGauge::BufferedBytes, levels.buffered_bytes as u64);
         self.counters.set(CoreGauge::NatsSubscriptions, levels.subscriptions as u64);
         self.counters.set(CoreGauge::NatsConnected, u64::from(levels.is_bus_ready));
     }

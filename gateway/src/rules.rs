@@ -3,6 +3,7 @@
 //! Reactors share it read-only. Whatever can be prepared is prepared here, so that a request is an append of cached
 //! pieces (cluster protocol 23.1).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use shared::agent::AgentRules;
@@ -12,9 +13,10 @@ use shared::networks::Networks;
 use shared::session::ToldAddress;
 
 use crate::bus::targets::TargetLimits;
+use crate::limits::LimitRules;
 use crate::page::Pages;
 use crate::tls::{CertificateError, Certificates};
-use crate::wire::WireLimits;
+use crate::wire::{Protocol, WireLimits};
 
 /// What all reactors of the process have in common.
 pub struct Rules {
@@ -48,6 +50,10 @@ pub struct Rules {
     pub targets: TargetLimits,
     /// Connections of the process at most.
     pub connections_max: usize,
+    /// Limits that are counted for the whole process.
+    pub limits: LimitRules,
+    /// Whether a push without room is dropped, rather than its client closed.
+    pub is_push_dropped: bool,
     /// Whether binds are announced to the other frontends of the type.
     pub is_session_unique: bool,
     /// The type that routes of the in-process application carry, in standalone mode.
@@ -80,7 +86,41 @@ pub struct ProxyRules {
     pub trusted: Networks,
 }
 
+impl ProxyRules {
+    /// Whether somebody at `address` may be a proxy that has yet to name its client: limits of an address wait then.
+    pub fn may_name_client(&self, address: IpAddr, protocol: Protocol) -> bool {
+        let may_say =
+            self.expects_header || (self.believes_forwarded && protocol == Protocol::WebSocket);
+        may_say && self.trusted.contains(address)
+    }
+}
+
 impl Rules {
+    /// What these rules become when the configuration is read again: `newer`, with what was decided at the start and what
+    /// no configuration says. The certificate is read again where its files are the same.
+    ///
+    /// Errors: what cannot be changed while running; nothing has changed then.
+    pub fn renewed(&self, mut newer: Self) -> Result<Self, Vec<String>> {
+        newer.server_id.clone_from(&self.server_id);
+        newer.agent.checks.clone_from(&self.agent.checks);
+        match (&self.tls, &mut newer.tls) {
+            (None, None) => {}
+            (Some(tls), Some(newer_tls)) => {
+                if tls.certificates.files() == newer_tls.certificates.files() {
+                    newer_tls.certificates = tls.certificates.clone();
+                    self.reload_certificates()
+                        .map_err(|error| vec![format!("pitaya.gateway.tls: {error}")])?;
+                }
+            }
+            _ => {
+                let text =
+                    "pitaya.gateway.tls.cert: TLS cannot be switched on or off while running";
+                return Err(vec![text.to_owned()]);
+            }
+        }
+        Ok(newer)
+    }
+
     /// Reads the certificate for clients again; connections keep the one they have. Does nothing without TLS. Blocks
     /// on the disk: not for a reactor.
     ///
@@ -97,6 +137,11 @@ impl Rules {
     /// The subject on which frontends of this type announce binds.
     pub fn bindings_subject(&self) -> String {
         format!("pitaya/{}/bindings", self.server_type)
+    }
+
+    /// The subject on which one message for many users of frontends of this type comes.
+    pub fn pushes_subject(&self) -> String {
+        format!("pitaya/{}/pushes", self.server_type)
     }
 
     /// The two subjects of a user: pushes and kicks.

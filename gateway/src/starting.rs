@@ -9,13 +9,15 @@ use std::thread::JoinHandle;
 use shared::websocket::upgrade::OriginPolicy;
 use tokio::sync::mpsc;
 
-use crate::admin::{Admin, AdminSources, Readiness};
+use crate::admin::{Actions, Admin, AdminSources, Readiness};
 use crate::bus::BusKind;
 use crate::bus::local::LocalBus;
 use crate::control::plan::Plan;
+use crate::control::upkeep::Upkeep;
 use crate::control::{Control, ControlError, LocalParts, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
+use crate::limits::Limits;
 use crate::listener::{self, Listener, Security, Service};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
@@ -35,6 +37,7 @@ pub(crate) struct Starting {
     mailboxes: Arc<[Arc<Mailbox>]>,
     reports: mpsc::Receiver<Report>,
     meters: Meters,
+    limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
 }
 
@@ -61,10 +64,12 @@ impl Starting {
         };
         let (send_report, reports) = mpsc::channel(REPORTS_MAX);
         let (meters, cores) = Meters::new(plan.reactors, &plan.metrics)?;
+        let limits = Arc::new(Limits::new(plan.reactors));
         let setups = cores.into_iter().enumerate().map(|(reactor, meter)| Setup {
             reactor,
             rules: plan.rules.clone(),
             directory: directory.clone(),
+            limits: limits.clone(),
             clock: plan.clock,
             bus: bus.clone(),
             driver: plan.driver,
@@ -81,6 +86,7 @@ impl Starting {
             mailboxes,
             reports,
             meters,
+            limits,
             reactors,
         })
     }
@@ -98,6 +104,7 @@ impl Starting {
             mailboxes,
             reports,
             meters,
+            limits,
             reactors,
         } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -115,7 +122,18 @@ impl Starting {
                 move || meters.render()
             }),
             readiness: readiness.clone(),
+            actions: None,
         };
+        let upkeep = {
+            let _inside = runtime.enter();
+            Upkeep::start(&plan, limits).map_err(|error| ControlError::Discovery(error.into()))?
+        };
+        let actions = Actions {
+            commands: commands.downgrade(),
+            bans: upkeep.bans(),
+            token: plan.config.secret("pitaya.admin.token"),
+        };
+        let sources = AdminSources { actions: Some(actions), ..sources };
         let parts =
             local.zip(application).map(|(bus, application)| LocalParts { bus, application });
         let control = Control::new(
@@ -125,6 +143,7 @@ impl Starting {
             receive_commands,
             readiness.clone(),
             meters,
+            upkeep,
         );
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };

@@ -3,18 +3,24 @@
 //! The parts are apart from the table of connections and from the driver, so that a handler can hold a borrowed packet
 //! of a connection and still forward it. Time is read once a turn, by the reactor.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use shared::bans::BanList;
 use shared::close::CloseReason;
 use shared::compression::{Deflater, Inflater};
 use shared::metadata::MetadataPrefix;
+use shared::metrics::LimitLabel;
+use shared::peer::Peer;
 use shared::session::SessionId;
 
 use crate::bus::{BusState, ReplyTo};
 use crate::connection::{Client, Payload, Put};
 use crate::directory::Directory;
 use crate::driver::Token;
+use crate::limits::Limits;
+use crate::limits::ledger::Seat;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
@@ -27,8 +33,14 @@ pub struct Core {
     pub reactor: usize,
     /// Sessions and uids of the process.
     pub directory: Arc<Directory>,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
+    /// Who is not let in.
+    pub bans: Arc<BanList>,
     /// The boxes of all reactors, by number.
     pub mailboxes: Arc<[Arc<Mailbox>]>,
+    /// Bytes held for all clients of this reactor.
+    pub buffered_bytes: usize,
     /// Buffers for sending.
     pub pool: BufferPool,
     /// Counters of this core.
@@ -83,6 +95,30 @@ impl Core {
     /// What appending to an outbox needs.
     pub fn put<'a>(&'a mut self, rules: &'a Rules) -> Put<'a> {
         Put { rules, pool: &mut self.pool, now_ms: self.now_ms, dropped_messages: 0 }
+    }
+
+    /// The seat of a client whose address has just become known: at accept, or from a proxy.
+    ///
+    /// Errors: the reason to close with.
+    pub fn seat(&self, address: IpAddr, rules: &Rules) -> Result<Seat<Peer>, CloseReason> {
+        if self.is_address_banned(address) {
+            self.meter.limited(LimitLabel::BannedAddress);
+            return Err(CloseReason::Banned);
+        }
+        self.limits.enter(address, &rules.limits, self.now_us).map_err(|(limit, reason)| {
+            self.meter.limited(limit);
+            reason
+        })
+    }
+
+    /// Whether an address is banned now.
+    pub fn is_address_banned(&self, address: IpAddr) -> bool {
+        self.bans.bans_address(address, self.unix_ns / 1_000_000)
+    }
+
+    /// Whether a user is banned now.
+    pub fn is_uid_banned(&self, uid: &str) -> bool {
+        self.bans.bans_uid(uid, self.unix_ns / 1_000_000)
     }
 
     /// Notes that `client` has bytes to send, or is to end when `outcome` says so.

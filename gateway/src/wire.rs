@@ -27,6 +27,17 @@ pub struct WireLimits {
     pub upgrade: UpgradeLimits,
     /// Bounds of WebSocket frames and messages.
     pub frames: FrameLimits,
+    /// What is in WebSocket messages.
+    pub content: Content,
+}
+
+/// What WebSocket messages carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Pitaya packets.
+    Packets,
+    /// Anything, to be sent back as it came. For suites that test the framing itself; no configuration sets it.
+    Echo,
 }
 
 /// What the wire found.
@@ -40,6 +51,8 @@ pub enum Found<'a> {
         /// Who asked.
         head: &'a RequestHead,
     },
+    /// A message to be sent back, with [`Content::Echo`].
+    Echo(Opcode, &'a [u8]),
     /// Bytes that the wire itself has to answer with: a pong.
     Answer(&'a [u8]),
     /// Bytes to answer with, after which the connection ends: an HTTP error, a file, an echoed close frame.
@@ -176,7 +189,11 @@ impl Wire {
 
     /// Bytes that came and wait for more, for memory accounts.
     pub fn partial_bytes(&self) -> usize {
-        self.partial.len()
+        let fragments = match &self.stage {
+            Stage::WebSocket(decoder) => decoder.partial_bytes(),
+            Stage::Tcp | Stage::Upgrade => 0,
+        };
+        self.partial.len() + fragments
     }
 }
 
@@ -202,6 +219,8 @@ fn take_frame(
     limits: &WireLimits,
     sink: &mut impl FnMut(Found<'_>) -> Result<(), CloseReason>,
 ) -> Result<Option<usize>, CloseReason> {
+    let is_echo = limits.content == Content::Echo;
+    let kind = if is_echo { message_kind(decoder, bytes) } else { Opcode::Binary };
     let found =
         decoder.decode(bytes, &limits.frames).map_err(|error| match error.close_code() {
             1007 => CloseReason::Utf8,
@@ -210,6 +229,7 @@ fn take_frame(
         })?;
     let Some((incoming, consumed)) = found else { return Ok(None) };
     match incoming {
+        Incoming::Message(message) if is_echo => sink(Found::Echo(kind, message))?,
         Incoming::Message(message) => take_message(message, limits, sink)?,
         Incoming::Ping(payload) => {
             let mut answer = Vec::new();
@@ -222,6 +242,13 @@ fn take_frame(
         }
     }
     Ok(Some(consumed))
+}
+
+/// Text or binary, of the message that the next data frame belongs to.
+fn message_kind(decoder: &Decoder, bytes: &[u8]) -> Opcode {
+    let is_text = bytes.first().is_some_and(|first| first & 0x0f == Opcode::Text as u8);
+    let fresh = if is_text { Opcode::Text } else { Opcode::Binary };
+    decoder.open_kind().unwrap_or(fresh)
 }
 
 /// One message holds one packet, or several whole ones; never a part of one (client protocol 12).

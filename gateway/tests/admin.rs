@@ -21,7 +21,11 @@ async fn start(count: usize, readiness: Readiness) -> (Admin, Arc<Readiness>) {
     let scrapes = AtomicUsize::new(0);
     let metrics =
         move || format!("scrapes_total {}\n", scrapes.fetch_add(1, Ordering::Relaxed) + 1);
-    let sources = AdminSources { metrics: Arc::new(metrics), readiness: Arc::clone(&readiness) };
+    let sources = AdminSources {
+        metrics: Arc::new(metrics),
+        readiness: Arc::clone(&readiness),
+        actions: None,
+    };
     let admin = Admin::start(&vec![loopback(); count], sources).await.expect("free ports");
     (admin, readiness)
 }
@@ -111,7 +115,7 @@ async fn an_address_in_use_is_named_in_the_error() {
     let taken = TcpListener::bind(loopback()).await.expect("a free port");
     let address = taken.local_addr().expect("an address");
     let readiness = Arc::new(Readiness::standalone());
-    let sources = AdminSources { metrics: Arc::new(String::new), readiness };
+    let sources = AdminSources { metrics: Arc::new(String::new), readiness, actions: None };
     let error = Admin::start(&[loopback(), address], sources).await.err().expect("an error");
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }

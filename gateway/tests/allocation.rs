@@ -20,6 +20,7 @@ use gateway::clock::Clock;
 use gateway::control::plan::Plan;
 use gateway::directory::Directory;
 use gateway::driver::Kind;
+use gateway::limits::Limits;
 use gateway::listener::{Listener, Security, Service};
 use gateway::mailbox::{Mail, Mailbox};
 use gateway::meter::Meters;
@@ -96,6 +97,7 @@ impl World {
             reactor: 0,
             rules: plan.rules.clone(),
             directory: Arc::new(Directory::default()),
+            limits: Arc::new(Limits::new(1)),
             clock: Clock::start(),
             bus: BusKind::Nats(plan.cluster.as_ref().unwrap().tls.clone()),
             driver,

@@ -8,6 +8,10 @@
 
 #[path = "hostile/accounting.rs"]
 mod accounting;
+#[path = "support/administrator.rs"]
+mod administrator;
+#[path = "hostile/bans.rs"]
+mod bans;
 #[path = "hostile/deadlines.rs"]
 mod deadlines;
 #[path = "hostile/faults.rs"]
@@ -24,6 +28,8 @@ mod framing;
 mod handshakes;
 #[path = "hostile/identity.rs"]
 mod identity;
+#[path = "hostile/limits.rs"]
+mod limits;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/local.rs"]
 mod local;
@@ -37,9 +43,16 @@ mod process;
 mod proxies;
 #[path = "hostile/readers.rs"]
 mod readers;
+#[path = "hostile/reloads.rs"]
+mod reloads;
 #[path = "hostile/resources.rs"]
 mod resources;
 #[path = "hostile/routes.rs"]
 mod routes;
+#[path = "hostile/secured.rs"]
+mod secured;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/tls.rs"]
+mod tls;
 #[path = "hostile/upgrades.rs"]
 mod upgrades;

@@ -10,7 +10,7 @@ pub mod wire;
 
 pub use messages::{
     BindMsg, Doc, DocMsg, Error, KickAnswer, KickMsg, Msg, MsgType, ProtoDescriptor,
-    ProtoDescriptors, ProtoName, ProtoNames, Push, Request, Response, RpcType, Session,
+    ProtoDescriptors, ProtoName, ProtoNames, Push, PushMany, Request, Response, RpcType, Session,
 };
 pub use service::{METHOD_BIND, METHOD_CALL, METHOD_KICK, METHOD_PUSH};
 

@@ -126,6 +126,21 @@ pub struct Push {
     pub data: Bytes,
 }
 
+/// A message for many players: what a [`Push`] says, said once. An addition of ours, sent only to gateways that
+/// announce it (see `pitaya.proto`).
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct PushMany {
+    /// Route on the clients.
+    #[prost(string, tag = "1")]
+    pub route: String,
+    /// Payload as the clients will read it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: Bytes,
+    /// The bound users.
+    #[prost(string, repeated, tag = "3")]
+    pub uids: Vec<String>,
+}
+
 /// The player bound to this user is to be disconnected.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct KickMsg {
@@ -217,6 +232,7 @@ named!(
     Error,
     Response,
     Push,
+    PushMany,
     KickMsg,
     KickAnswer,
     BindMsg,

@@ -4,6 +4,8 @@
 //! the silence rule, and Pitaya's rate limit. It does not know sockets, framing, messages or the cluster. The
 //! invariant: data is handed on only in [`State::Working`], which is reached only through a handshake and its ack.
 
+use std::sync::Arc;
+
 use crate::close::CloseReason;
 use crate::handshake::{self, HandshakeRequest, HandshakeResponses};
 use crate::limiter::{Limiter, LimiterRule};
@@ -21,7 +23,7 @@ pub enum State {
 }
 
 /// Decides on a handshake after it was decoded; the text of a refusal goes to the log only.
-pub type HandshakeCheck = Box<dyn Fn(&HandshakeRequest) -> Result<(), String> + Send + Sync>;
+pub type HandshakeCheck = Arc<dyn Fn(&HandshakeRequest) -> Result<(), String> + Send + Sync>;
 
 /// What all agents of a gateway have in common; built once at start.
 pub struct AgentRules {
@@ -182,6 +184,11 @@ impl Agent {
             State::Working => {}
         }
         Ok(Verdict::Nothing)
+    }
+
+    /// Counts now as a sign of life: the client is not listened to at the moment, so its silence says nothing.
+    pub fn excuse_silence(&mut self, now_ms: u64) {
+        self.last_activity_ms = now_ms;
     }
 
     /// What time asks for; called on every tick. Heartbeats start with the ack, because libpitaya gives up on one that

@@ -74,8 +74,8 @@ fn an_ack_without_a_handshake_closes() {
 #[test]
 fn a_refused_check_names_itself_and_the_later_ones_do_not_run() {
     let mut rules = rules();
-    rules.checks.push(("version".into(), Box::new(|_| Err("too old".into()))));
-    rules.checks.push(("never".into(), Box::new(|_| panic!("ran after a refusal"))));
+    rules.checks.push(("version".into(), std::sync::Arc::new(|_| Err("too old".into()))));
+    rules.checks.push(("never".into(), std::sync::Arc::new(|_| panic!("ran after a refusal"))));
     let verdict =
         Agent::new(&rules, 0).handle_packet(packet(PacketType::Handshake, b"{}"), &rules, 0);
     assert!(matches!(verdict, Ok(Verdict::Refused(text)) if text == "check version: too old"));

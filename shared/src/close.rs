@@ -40,8 +40,16 @@ pub enum CloseReason {
     Kicked,
     /// The same user logged in again.
     Replaced,
+    /// Closed by the game, without a kick.
+    ClosedByServer,
     /// The gateway holds all the connections it may hold.
     Overload,
+    /// Too many connections from the client's address, or too many in a second.
+    AddressLimit,
+    /// The client's address or uid is banned.
+    Banned,
+    /// It had the most bytes queued when the gateway ran out of memory for its clients.
+    MemoryLimit,
     /// The gateway is stopping.
     Shutdown,
     /// The peer ended the connection.
@@ -57,7 +65,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::HandshakeTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
@@ -74,7 +82,11 @@ impl CloseReason {
         Self::Tls,
         Self::Kicked,
         Self::Replaced,
+        Self::ClosedByServer,
         Self::Overload,
+        Self::AddressLimit,
+        Self::Banned,
+        Self::MemoryLimit,
         Self::Shutdown,
         Self::PeerClosed,
         Self::IoError,
@@ -100,7 +112,11 @@ impl CloseReason {
             Self::Tls => "tls",
             Self::Kicked => "kicked",
             Self::Replaced => "replaced",
+            Self::ClosedByServer => "closed_by_server",
             Self::Overload => "overload",
+            Self::AddressLimit => "address_limit",
+            Self::Banned => "banned",
+            Self::MemoryLimit => "memory_limit",
             Self::Shutdown => "shutdown",
             Self::PeerClosed => "peer_closed",
             Self::IoError => "io_error",
@@ -111,17 +127,19 @@ impl CloseReason {
     /// The WebSocket status code (RFC 6455, 7.4.1) that tells a browser about this end.
     pub const fn web_socket_code(self) -> u16 {
         match self {
-            Self::Kicked | Self::PeerClosed => 1000,
+            Self::Kicked | Self::ClosedByServer | Self::PeerClosed => 1000,
             Self::Shutdown | Self::IdleTimeout => 1001,
             Self::BadPacket | Self::WebSocketProtocol => 1002,
             Self::Utf8 => 1007,
             Self::TooLarge | Self::InflateLimit => 1009,
             Self::Internal | Self::IoError => 1011,
-            Self::Overload | Self::OutboxLimit | Self::WriteTimeout => 1013,
+            Self::Overload | Self::OutboxLimit | Self::WriteTimeout | Self::MemoryLimit => 1013,
             Self::HandshakeTimeout
             | Self::BadMessage
             | Self::BadHandshake
             | Self::RateLimited
+            | Self::AddressLimit
+            | Self::Banned
             | Self::ProxyHeader
             | Self::Tls
             | Self::Replaced => 1008,

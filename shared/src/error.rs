@@ -26,6 +26,8 @@ pub mod code {
     pub const NOT_FOUND: &str = "PIT-404";
     /// The server that was asked did not answer in time.
     pub const REQUEST_TIMEOUT: &str = "PIT-408";
+    /// The client asks more often than it may.
+    pub const TOO_MANY: &str = "PIT-429";
     /// The client's connection broke while the answer was written; only in metrics.
     pub const CLOSED_REQUEST: &str = "PIT-498";
     /// The client was gone before the answer; only in metrics and in results of the API.

@@ -4,6 +4,7 @@
 //! client and the service discovery that the control thread runs.
 
 pub mod agent;
+pub mod bans;
 pub mod close;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -20,9 +21,12 @@ pub mod metrics;
 pub mod nats;
 pub mod networks;
 pub mod packet;
+pub mod peer;
 pub mod proxy;
+pub mod rate;
 pub mod route;
 pub mod router;
+pub mod routing;
 pub mod secret;
 pub mod server;
 pub mod session;

@@ -23,8 +23,15 @@ use thiserror::Error;
 pub const METADATA_WINDOW: &str = "dragonfruit.window";
 
 /// Metadata key with which a Dragonfruit server says which additions to the plain protocol it speaks.
-/// Go servers carry it along and ignore it.
+/// Words between commas; Go servers carry it along and ignore it.
 pub const METADATA_PROTOCOL: &str = "dragonfruit.protocol";
+
+/// Metadata key that a Dragonfruit server adds to its record in the moment before it takes the record back, so that
+/// others can tell a server that left from one that crashed. Go servers take the first record of a key only.
+pub const METADATA_LEAVING: &str = "dragonfruit.leaving";
+
+/// The word under [`METADATA_PROTOCOL`] of a frontend that takes one message for many users.
+pub const PROTOCOL_PUSHES: &str = "pushes";
 
 /// Longest id or server type, in bytes. Two of them, the words around them and a uid fit with room to spare into the
 /// 4096 bytes that nats-server allows one control line.
@@ -142,6 +149,12 @@ impl Server {
     /// The NATS subject on which this server takes calls (cluster protocol 2). Allocates.
     pub fn subject(&self) -> String {
         format!("pitaya/servers/{}/{}", self.server_type, self.id)
+    }
+
+    /// Whether the server says that it speaks an addition to the plain protocol, with [`METADATA_PROTOCOL`].
+    pub fn speaks(&self, addition: &str) -> bool {
+        let known = self.metadata.get(METADATA_PROTOCOL);
+        known.is_some_and(|known| known.split(',').any(|word| word.trim() == addition))
     }
 
     /// How many requests in flight the server says it takes, if it says so with [`METADATA_WINDOW`].
@@ -343,6 +356,16 @@ mod tests {
         assert_eq!(server.window(), Some(300));
         server.metadata.insert(METADATA_WINDOW.to_owned(), "-1".to_owned());
         assert_eq!(server.window(), None);
+    }
+
+    #[test]
+    fn additions_to_the_protocol_are_whole_words() {
+        let mut server = server("a", "b");
+        assert!(!server.speaks(PROTOCOL_PUSHES));
+        for (text, speaks) in [("pushes", true), ("batches, pushes", true), ("pushes2", false)] {
+            server.metadata.insert(METADATA_PROTOCOL.to_owned(), text.to_owned());
+            assert_eq!(server.speaks(PROTOCOL_PUSHES), speaks, "{text}");
+        }
     }
 
     proptest::proptest! {

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use etcd::Etcd;
 use relay::Relay;
-use shared::cluster::discovery::{Discovery, DiscoveryError, DiscoveryOptions, ServerEvent};
+use shared::cluster::discovery::{
+    Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent,
+};
 use shared::cluster::etcd::{
     Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest,
     RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest, prefix_end,
@@ -124,7 +126,8 @@ async fn a_registered_server_is_seen_by_others_until_it_leaves() {
     assert!(!room.is_registered() && etcd.key(&key("room", "r1")).is_none());
     table(&watcher, "the removal", |table| table.by_id("r1").is_none()).await;
     let removed = within(PATIENCE, "an event", events.recv()).await.unwrap();
-    assert_eq!(removed, ServerEvent::Removed(Arc::new(server("r1", "room"))));
+    let left = ServerEvent::Removed(Arc::new(server("r1", "room")), Departure::Left);
+    assert_eq!(removed, left);
 
     // Who has left still sees the others, and cannot be brought back by accident.
     put_by_hand(&etcd, "r2", "room");
@@ -318,7 +321,7 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     assert_eq!(ids, ["own", "r0"]);
     for _ in 0..19 {
         let event = within(PATIENCE, "an event", events.recv()).await.unwrap();
-        assert!(matches!(event, ServerEvent::Removed(server) if server.id != "r0"));
+        assert!(matches!(event, ServerEvent::Removed(server, _) if server.id != "r0"));
     }
 }
 

@@ -16,7 +16,9 @@ use shared::handshake::{
 };
 use shared::limiter::{Limiter, LimiterRule};
 use shared::message::{self, Head, MessageError, MessageType};
+use shared::networks::Networks;
 use shared::packet::{self, PacketError, PacketType};
+use shared::proxy;
 use shared::route::Route;
 use shared::session::{self, IpVersion, Session, SessionId};
 
@@ -396,6 +398,56 @@ fn a_limiter_survives_any_clock() {
                 ages.len() <= limit as usize && ages.is_sorted_by(|older, age| older >= age)
             );
             limiter = Limiter::from_ages(&rule, &ages, now_ms);
+        }
+        Ok(())
+    });
+}
+
+fn proxy_header() -> impl Strategy<Value = Vec<u8>> {
+    let line = (any::<[u8; 4]>(), any::<[u16; 2]>()).prop_map(|([a, b, c, d], [from, to])| {
+        format!("PROXY TCP4 {a}.{b}.{c}.{d} {d}.{c}.{b}.{a} {from} {to}\r\n").into_bytes()
+    });
+    let binary = (prop::collection::vec(any::<u8>(), 12..300), 0x20..=0x21_u8, 0..0x32_u8);
+    let binary = binary.prop_map(|(rest, command, family)| {
+        let length = (rest.len() as u16).to_be_bytes();
+        [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family], &length, &rest].concat()
+    });
+    prop_oneof![line, binary]
+}
+
+#[test]
+fn proxy_headers_are_read_the_same_however_they_are_cut() {
+    fuzz(mutated(proxy_header()), |bytes| {
+        let whole = proxy::decode(&bytes);
+        if let Ok(Some((_, taken))) = whole {
+            prop_assert!(taken <= bytes.len() && taken <= proxy::HEADER_BYTES_MAX);
+            for cut in 0..taken {
+                prop_assert_eq!(proxy::decode(&bytes[..cut]), Ok(None));
+            }
+        }
+        // More bytes than that are never waited for.
+        let long = [&bytes[..], &[b'x'; proxy::HEADER_BYTES_MAX]].concat();
+        prop_assert!(!matches!(proxy::decode(&long), Ok(None)));
+        Ok(())
+    });
+    fuzz(any_bytes(), |bytes| {
+        let _ = proxy::decode(&bytes);
+        Ok(())
+    });
+}
+
+#[test]
+fn forwarded_addresses_are_one_of_those_that_stand_there() {
+    let trusted = Networks::parse(["10.0.0.0/8", "::1"]).unwrap();
+    let part = prop_oneof![
+        "[0-9.:a-f\\[\\] ]{0,20}",
+        any::<[u8; 4]>().prop_map(|octets| { std::net::Ipv4Addr::from(octets).to_string() })
+    ];
+    fuzz(prop::collection::vec(part, 0..6), |parts| {
+        let text = parts.join(",");
+        if let Some(client) = proxy::forwarded_client(Some(&text), None, &trusted) {
+            let names_it = |part: &String| part.contains(&client.to_string()) || client.is_ipv6();
+            prop_assert!(parts.iter().any(names_it), "{client} does not stand in {text}");
         }
         Ok(())
     });

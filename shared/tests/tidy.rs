@@ -19,6 +19,8 @@ mod lengths;
 mod modules;
 #[path = "tidy/names.rs"]
 mod names;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/texts.rs"]
@@ -112,6 +114,7 @@ fn all_findings(tree: &Tree) -> Vec<Finding> {
     }
     modules::check(&tree.sources, &mut findings);
     dashboards::check(&tree.texts, &mut findings);
+    promises::check(&tree.texts, &mut findings);
     findings
 }
 

@@ -38,12 +38,20 @@ async fn message(groups: Groups, message: UserMessage) -> Result<()> {
     groups.broadcast("room", "onMessage", &message).await
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+async fn leave(session: Session, groups: Groups) -> Result<()> {
+    groups.remove("room", session.uid().unwrap_or_default()).await
+}
+
+/// The chat, for a cluster or for a gateway of its own; only the latter tells when somebody has left.
+pub fn app() -> App {
     App::new("chat")
         .on("room.join", join)
         .on("room.message", message)
         .on_start(async |groups: Groups| groups.create("room").await)
-        .run()
-        .await
+        .on_close(leave)
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    app().run().await
 }

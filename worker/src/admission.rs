@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -19,6 +20,8 @@ pub struct Limits {
     pub session_waiting_max: usize,
     /// Handlers that run at the same time; more wait, and their time runs.
     pub running_max: usize,
+    /// Wait for a handler to start from which on further requests are refused.
+    pub waiting_age_max: Duration,
 }
 
 impl Default for Limits {
@@ -28,6 +31,7 @@ impl Default for Limits {
             window_bytes_max: 64 * 1024 * 1024,
             session_waiting_max: 100,
             running_max: 10_000,
+            waiting_age_max: Duration::from_secs(1),
         }
     }
 }
@@ -60,6 +64,12 @@ impl Admission {
         let permit = Permit { admission: Arc::clone(self), bytes };
         let bytes_fit = before == 0 || bytes_before + bytes <= self.limits.window_bytes_max;
         (before < self.limits.window && bytes_fit).then_some(permit)
+    }
+
+    /// A permit whatever the limits say, for what must not be lost.
+    pub(crate) fn enter(self: &Arc<Self>) -> Permit {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Permit { admission: Arc::clone(self), bytes: 0 }
     }
 
     /// Requests that wait or run.

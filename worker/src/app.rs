@@ -4,22 +4,29 @@
 //! together when the application starts; nothing panics and nothing is silently replaced.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use shared::route::Route;
+use shared::router::Policy;
+use shared::routing::Routing;
 
 use crate::admission::Limits;
+use crate::app_parts::Parts;
 use crate::call::Environment;
+use crate::docs::Docs;
 use crate::error::{Error, Result};
-use crate::groups::MemoryGroups;
+use crate::groups::{GroupStorage, GroupStore};
 use crate::handler::{AnyHandler, Handler, Kind};
 use crate::hooks::Hooks;
 use crate::link::Link;
+use crate::listeners::Listener;
+use crate::peers::Peers;
 use crate::routes::{Entry, Routes};
 use crate::servers::Servers;
-use crate::service::Service;
+use crate::service::{Began, Service};
 use crate::state::States;
+use crate::timers::TimerSet;
 
 /// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers).
 #[diagnostic::on_unimplemented(
@@ -37,8 +44,32 @@ pub struct ClusterView {
     pub server_id: String,
     /// The servers it can name: its gateways, above all.
     pub servers: Arc<dyn Servers>,
+    /// The type of the gateway that shares the process with the application, if one does: standalone mode.
+    pub frontend_type: Option<String>,
     /// How long a call may take that says nothing else, and a request whose caller does not say.
     pub request_timeout: Duration,
+    /// Whether this process owns client connections. Its calls then name it, so that the callee can reach back to
+    /// its sessions (cluster protocol 3).
+    pub is_frontend: bool,
+    /// Whether calls to the own type or id run in this process. Otherwise they are refused, as in Pitaya.
+    pub is_loop_back_allowed: bool,
+    /// What the configuration says of the choice of servers; the application's own rules come below it.
+    pub routing: Routing,
+}
+
+impl ClusterView {
+    /// The view of a backend with Pitaya's defaults: calls take 5 s, and none to the own type or id.
+    pub fn new(server_id: impl Into<String>, servers: Arc<dyn Servers>) -> Self {
+        Self {
+            server_id: server_id.into(),
+            servers,
+            request_timeout: Duration::from_secs(5),
+            is_frontend: false,
+            frontend_type: None,
+            is_loop_back_allowed: false,
+            routing: Routing::new(Policy::Random),
+        }
+    }
 }
 
 /// An application under construction.
@@ -58,11 +89,13 @@ pub struct ClusterView {
 pub struct App {
     server_type: String,
     pub(crate) limits: Limits,
+    pub(crate) groups: GroupStorage,
     states: States,
     routes: Routes,
     concurrent: BTreeSet<String>,
     hooks: Hooks,
-    mistakes: Vec<String>,
+    pub(crate) parts: Parts,
+    pub(crate) mistakes: Vec<String>,
 }
 
 impl App {
@@ -71,10 +104,12 @@ impl App {
         Self {
             server_type: server_type.into(),
             limits: Limits::default(),
+            groups: GroupStorage::default(),
             states: States::default(),
             routes: Routes::default(),
             concurrent: BTreeSet::new(),
             hooks: Hooks::default(),
+            parts: Parts::default(),
             mistakes: Vec::new(),
         }
     }
@@ -111,10 +146,16 @@ impl App {
         self
     }
 
-    /// Answers the calls of other servers to `service.method`. Arguments and results are protobuf
-    /// ([`Pb`](crate::Pb)) between servers; clients cannot reach it.
+    /// Answers the calls of other servers to `service.method`; see [`Rpc`](crate::Rpc). Clients cannot reach it.
+    ///
+    /// Arguments and results are protobuf ([`Pb`](crate::Pb)) between servers. A remote without an argument ignores
+    /// what is sent to it; one that returns nothing answers an empty message. There is no session. The service `sys`
+    /// is the framework's own.
     pub fn remote<Marker: 'static>(mut self, route: &str, remote: impl Handler<Marker>) -> Self {
         self.check_route(route);
+        if route.starts_with("sys.") {
+            self.mistakes.push(format!("{route}: the service sys is reserved"));
+        }
         if self.routes.remotes.insert(route.to_owned(), AnyHandler::new(remote)).is_some() {
             self.mistakes.push(format!("two remotes of {route}"));
         }
@@ -132,19 +173,26 @@ impl App {
         self
     }
 
-    /// Runs before the first request. A failure ends the start.
+    /// Runs before the first request, in the order given. A failure ends the start. Pitaya's `Init`.
     pub fn on_start<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.on_start.push(AnyHandler::new(hook));
         self
     }
 
-    /// Runs when the end begins, while requests are still served. The last one given runs first.
+    /// Runs after `on_start` of all, in the order given. A failure ends the start. Pitaya's `AfterInit`.
+    pub fn on_ready<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
+        self.hooks.on_ready.push(AnyHandler::new(hook));
+        self
+    }
+
+    /// Runs at the end, after the last request and after the modules; pushes still leave. The last one given runs first.
+    /// A [module](crate::Module) is told while requests are still served.
     pub fn before_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.before_shutdown.insert(0, AnyHandler::new(hook));
         self
     }
 
-    /// Runs after the last request. The last one given runs first.
+    /// Runs after `before_shutdown` of all. The last one given runs first. Pitaya's `Shutdown`.
     pub fn on_shutdown<Marker: 'static>(mut self, hook: impl Handler<Marker>) -> Self {
         self.hooks.on_shutdown.insert(0, AnyHandler::new(hook));
         self
@@ -168,30 +216,56 @@ impl App {
         self
     }
 
+    /// Keeps the groups elsewhere than in memory. An operator's `pitaya.groups.storage` overrides it.
+    pub fn groups(mut self, storage: GroupStorage) -> Self {
+        self.groups = storage;
+        self
+    }
+
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
     /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view);
+        let service = self.checked()?.build(link, view)?;
         service.start().await?;
         Ok(service)
     }
 
-    /// The service of a checked application, without its start hooks having run.
-    pub(crate) fn build(self, link: Arc<dyn Link>, view: ClusterView) -> Service {
+    /// The service of a checked application, without its start hooks having run. Fails for addresses that cannot be.
+    pub(crate) fn build(mut self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
+        let routing = self.complete(view.routing);
+        self.routes.pipelines = self.parts.pipelines;
+        let Parts { has_docs, descriptors, serializer, .. } = self.parts;
+        let docs = if has_docs {
+            Docs::new(&self.server_type, &self.routes, descriptors, serializer)
+        } else {
+            Docs::default()
+        };
         let environment = Environment {
+            docs,
             server_id: view.server_id,
             server_type: self.server_type,
             states: self.states,
             link,
             servers: view.servers,
-            groups: MemoryGroups::default(),
+            groups: GroupStore::open(&self.groups)?,
+            modules: self.parts.modules,
+            session_hooks: self.parts.session_hooks,
+            frontend_type: view.frontend_type.map(Into::into),
+            timers: TimerSet::default(),
+            counters: Arc::default(),
             request_timeout: view.request_timeout,
+            is_frontend: view.is_frontend,
+            is_loop_back_allowed: view.is_loop_back_allowed,
+            peers: Peers::default(),
+            routing,
+            own_service: OnceLock::new(),
         };
         let runtime = tokio::runtime::Handle::current();
-        Service::new(environment, self.routes, self.hooks, self.limits, runtime)
+        let began = Began { timers: self.parts.timers, listeners: self.parts.listeners };
+        Ok(Service::new(environment, self.routes, (self.hooks, began), self.limits, runtime))
     }
 
     fn check_route(&mut self, route: &str) {
@@ -208,9 +282,19 @@ impl App {
                 None => self.mistakes.push(format!("{route} is concurrent but has no handler")),
             }
         }
-        for hook in self.hooks.iter() {
+        self.mistakes.extend(self.parts.pipelines.missing(&self.states));
+        let timers = self.parts.timers.iter().map(|timer| &timer.run);
+        let listeners = self.parts.listeners.iter().filter_map(|listener| match listener {
+            Listener::Function(function) => Some(function),
+            Listener::Members(_) | Listener::Servers(_) => None,
+        });
+        let sessions = self.parts.session_hooks.iter();
+        for hook in self.hooks.iter().chain(sessions).chain(timers).chain(listeners) {
             if hook.kind == Kind::Request {
-                self.mistakes.push("a hook returns a value; return Result<()> or nothing".into());
+                self.mistakes.push(
+                    "a hook, timer or listener returns a value; return Result<()> or nothing"
+                        .into(),
+                );
             }
             self.mistakes
                 .extend(hook.missing(&self.states).map(|missing| format!("hook: {missing}")));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use shared::server::ServerTable;
 
 use crate::call::{Call, Context};
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::state::States;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an extractor",
     label = "only the last argument of a handler may be a message",
-    note = "extractors are Session, State<T>, Push, Groups and Ctx"
+    note = "extractors are Session, State<T>, Rpc, Push, Groups and Ctx"
 )]
 pub trait FromCall: Sized + Send {
     /// Makes the argument. A failure is answered to the caller; the handler does not run.
@@ -62,6 +63,22 @@ impl Ctx {
     /// The server type of this process.
     pub fn server_type(&self) -> &str {
         &self.0.environment.server_type
+    }
+
+    /// The servers of the cluster that are known at this moment; the own one is among them once it is announced.
+    pub fn servers(&self) -> ServerTable {
+        self.0.environment.servers.table()
+    }
+
+    /// Leaves a value for whatever of this call runs later: the next functions of the pipeline, the handler. One of
+    /// the same type is replaced. Nobody else sees it.
+    pub fn insert<T: Send + Sync + 'static>(&self, value: T) {
+        self.0.insert(value);
+    }
+
+    /// What was left with [`Ctx::insert`] earlier in this call.
+    pub fn find<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.0.find()
     }
 
     /// What is left until the framework cancels the call and answers a timeout.

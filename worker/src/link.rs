@@ -17,6 +17,9 @@ pub enum LinkError {
     /// No answer came in time; the request may have been carried out.
     #[error("rpc client: request timeout")]
     Timeout,
+    /// The connection is lost at the moment: not sent.
+    #[error("nats: not connected")]
+    Disconnected,
     /// The link is closed, by us or for good.
     #[error("nats: connection closed")]
     Closed,
@@ -34,6 +37,8 @@ pub enum LinkError {
 /// How a worker reaches others. Shared by all handlers of a process.
 pub trait Link: Send + Sync + 'static {
     /// Sends a request and waits for its answer, an encoded `protos.Response`.
+    ///
+    /// Fails with [`LinkError::NoResponders`] and [`LinkError::Disconnected`] only when nobody can have received it.
     fn request(
         &self,
         subject: &str,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use shared::config::{Binary, Config, TableFormat};
 use worker::demo::{self, DemoOptions};
+use worker::log_writer::{LogGuard, LogWriter};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -68,9 +69,10 @@ fn main() -> ExitCode {
         println!("the configuration is good");
         return ExitCode::SUCCESS;
     }
-    if let Err(text) = log(&config) {
-        return fail(&text);
-    }
+    let _log = match log(&config) {
+        Ok(guard) => guard,
+        Err(text) => return fail(&text),
+    };
     match run(&config, flags.test_routes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -105,7 +107,7 @@ fn load(flags: &Flags) -> Result<Config, ExitCode> {
     })
 }
 
-fn log(config: &Config) -> Result<(), String> {
+fn log(config: &Config) -> Result<LogGuard, String> {
     let levels = config.string("pitaya.log.level");
     let filter = tracing_subscriber::EnvFilter::try_new(levels)
         .map_err(|error| format!("pitaya.log.level {levels:?}: {error}"))?;
@@ -114,13 +116,18 @@ fn log(config: &Config) -> Result<(), String> {
         "json" => false,
         _ => std::io::stderr().is_terminal(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (writer, guard) = LogWriter::start(std::io::stderr()).map_err(|error| error.to_string())?;
+    // Of errors inside the log nothing could be told but by panicking.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .log_internal_errors(false)
+        .with_writer(move || writer.clone());
     if is_text {
         builder.with_ansi(std::io::stderr().is_terminal()).init();
     } else {
         builder.json().init();
     }
-    Ok(())
+    Ok(guard)
 }
 
 fn run(config: &Config, test_routes: bool) -> anyhow::Result<()> {

@@ -163,14 +163,22 @@ impl Visitor<'_> for KeyVisitor {
 pub(crate) struct Caller<'a> {
     pub(crate) id: &'a str,
     pub(crate) server_type: &'a str,
+    /// The route that is being served, if any.
+    pub(crate) route: &'a str,
     pub(crate) timeout: Duration,
+    /// What the application adds.
+    pub(crate) entries: &'a Map<String, Value>,
 }
 
 /// The metadata of a call made while serving a request with `received` metadata (which may be empty or unreadable).
 pub(crate) fn encode_nested(received: &[u8], caller: &Caller<'_>) -> Vec<u8> {
     let mut map = decode(received).unwrap_or_default();
+    map.extend(caller.entries.clone());
     map.insert("peer.id".into(), caller.id.into());
     map.insert("peer.service".into(), caller.server_type.into());
+    if !caller.route.is_empty() {
+        map.insert("req-route".into(), caller.route.into());
+    }
     let timeout = caller.timeout.max(Duration::from_millis(1));
     map.insert("reqTimeout".into(), go_duration::format(timeout).into());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -256,13 +264,20 @@ mod tests {
 
     #[test]
     fn a_nested_call_keeps_what_it_does_not_own() {
-        let caller = Caller { id: "me", server_type: "room", timeout: Duration::from_millis(250) };
+        let mut entries = Map::new();
+        entries.insert("mine".into(), 7.into());
+        entries.insert("peer.id".into(), "forged".into());
+        let timeout = Duration::from_millis(250);
+        let caller =
+            Caller { id: "me", server_type: "room", route: "room.a.b", timeout, entries: &entries };
         let received = br#"{"peer.id":"you","request.id":"r1","custom":{"a":1},"reqTimeout":"5s"}"#;
         let map = decode(&encode_nested(received, &caller)).unwrap();
         assert_eq!(map["peer.id"], "me");
         assert_eq!(map["request.id"], "r1");
         assert_eq!(map["reqTimeout"], "250ms");
         assert_eq!(map["custom"]["a"], 1);
+        assert_eq!(map["req-route"], "room.a.b");
+        assert_eq!(map["mine"], 7);
         assert_eq!(decode(&encode_nested(b"", &caller)).unwrap()["peer.service"], "room");
     }
 }

@@ -13,6 +13,7 @@ use shared::go::repair_json;
 
 use crate::error::{Error, Result};
 use crate::raw;
+use crate::shape::{self, Shape};
 
 /// A protobuf message, as an argument or a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,12 +29,22 @@ pub struct Pb<T>(pub T);
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is neither an extractor nor a message",
     label = "a handler cannot take this",
-    note = "extractors are Session, State<T>, Push, Groups and Ctx; a message is the last argument",
+    note = "extractors are Session, State<T>, Rpc, Push, Groups and Ctx; a message is the last argument",
     note = "a message is a type with `#[derive(Deserialize)]`, `Pb<T>` with a protobuf message, or `Bytes`"
 )]
 pub trait Payload: Sized + Send + 'static {
     /// Reads a message. Fails with `PIT-400` and the decoder's text.
     fn decode(bytes: &Bytes) -> Result<Self>;
+
+    /// Judges a message that could be read, after the functions before the handler; see [`Valid`](crate::Valid).
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the documentation says about it.
+    fn shape() -> Shape {
+        Shape::Raw
+    }
 }
 
 impl<T: DeserializeOwned + Send + 'static> Payload for T {
@@ -55,12 +66,20 @@ impl<T: DeserializeOwned + Send + 'static> Payload for T {
         });
         decoded.map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
     }
+
+    fn shape() -> Shape {
+        shape::of_json::<T>()
+    }
 }
 
 impl<T: prost::Message + Default + 'static> Payload for Pb<T> {
     fn decode(bytes: &Bytes) -> Result<Self> {
         let decoded = T::decode(bytes.clone());
         decoded.map(Pb).map_err(|e| Error::new(code::BAD_REQUEST, e.to_string()))
+    }
+
+    fn shape() -> Shape {
+        Shape::Message(std::any::type_name::<T>())
     }
 }
 
@@ -72,6 +91,11 @@ impl<T: prost::Message + Default + 'static> Payload for Pb<T> {
 pub trait Encode {
     /// The bytes that go out. Fails with `PIT-000`, or when a JSON answer would be `null`.
     fn encode(&self) -> Result<Bytes>;
+
+    /// What the documentation says about it.
+    fn shape() -> Shape {
+        shape::of_answer::<Self>()
+    }
 }
 
 impl<T: Serialize + ?Sized> Encode for T {
@@ -91,6 +115,10 @@ impl<T: Serialize + ?Sized> Encode for T {
 impl<T: prost::Message> Encode for Pb<T> {
     fn encode(&self) -> Result<Bytes> {
         Ok(self.0.encode_to_vec().into())
+    }
+
+    fn shape() -> Shape {
+        Shape::Message(std::any::type_name::<T>())
     }
 }
 

@@ -6,5 +6,7 @@ pub use std::time::Duration;
 
 pub use crate::bail;
 pub use crate::{
-    App, Component, Ctx, Error, Groups, Pb, Push, Result, ResultExt, Session, State, handlers,
+    App, Component, Ctx, Error, Groups, Handshake, Module, Modules, Outcome, Pb, Policy, Push,
+    Result, ResultExt, RouteRequest, Rpc, Server, ServerChange, Session, State, Timers, Valid,
+    Validate, handlers,
 };

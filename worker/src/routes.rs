@@ -8,6 +8,7 @@ use shared::route::Route;
 
 use crate::error::{Error, Result};
 use crate::handler::{AnyHandler, Kind};
+use crate::pipeline::Pipelines;
 
 /// Rewrites errors before they are answered.
 pub(crate) type MapError = Arc<dyn Fn(Error) -> Error + Send + Sync>;
@@ -18,6 +19,7 @@ pub(crate) struct Routes {
     pub(crate) remotes: HashMap<String, AnyHandler>,
     pub(crate) fallback: Option<AnyHandler>,
     pub(crate) map_error: Option<MapError>,
+    pub(crate) pipelines: Pipelines,
 }
 
 pub(crate) struct Entry {

@@ -2,7 +2,7 @@
 //!
 //! Start: connect to NATS, follow the cluster, run the start hooks, subscribe, and only then announce the server, so
 //! that nobody calls a server that is deaf. Stop, the other way round: leave the cluster, give others time to notice,
-//! unsubscribe, finish what was taken, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
+//! tell the modules, unsubscribe, finish what was taken, end timers, modules and components, flush, close. Losing NATS or etcd in between ends nothing, and when a NATS
 //! server announces its end, the worker moves to another one first, without losing or doubling a request.
 //!
 //! Tasks, all owned here: one feed for each connection, the outbox's pump, the pages of [`crate::admin`].
@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use shared::cluster::discovery::Discovery;
 use shared::config::{Binary, Config};
-use shared::server::{Server, ServerTable};
+use shared::server::ServerTable;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -54,8 +54,12 @@ impl App {
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.
     pub async fn run_until(self, config: &Config, mut stops: mpsc::Receiver<()>) -> Result<()> {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
-        let app =
-            self.with_server_type(&settings.own.server_type).limits(settings.limits).checked()?;
+        let app = self.configured(config);
+        let mut app = app.with_server_type(&settings.own.server_type).limits(settings.limits);
+        if let Some(groups) = &settings.groups {
+            app = app.groups(groups.clone());
+        }
+        let app = app.checked()?;
         let connection = tokio::select! {
             connection = open(&settings) => connection?,
             _ = stops.recv() => return Ok(()),
@@ -143,6 +147,7 @@ struct Running {
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
+    listeners: JoinSet<()>,
     drain_limit: Duration,
 }
 
@@ -153,15 +158,18 @@ impl Running {
         let (link, pump) = NatsLink::new(inlet.client.clone());
         let pump = tokio::spawn(pump);
         let discovery = Arc::new(Discovery::start(settings.discovery.clone(), &settings.own)?);
+        let servers = Arc::new(Discovered(discovery.tables()));
         let view = ClusterView {
-            server_id: settings.own.id.clone(),
-            servers: Arc::new(Discovered(discovery.tables())),
             request_timeout: settings.request_timeout,
+            is_loop_back_allowed: settings.is_loop_back_allowed,
+            routing: settings.routing.clone(),
+            ..ClusterView::new(&settings.own.id, servers)
         };
-        let service = app.build(Arc::new(link.clone()), view);
+        let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
+        let listeners = service.listen(&discovery);
         let status = Arc::new(Status {
             service,
             link,
@@ -175,7 +183,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, feeds, events, pump, admin, drain_limit })
+        Ok(Self { status, feeds, events, pump, admin, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -234,8 +242,8 @@ impl Running {
         let Status { service, link, discovery, is_serving, .. } = &*self.status;
         is_serving.store(false, Ordering::Relaxed);
         tracing::info!(in_flight = service.in_flight(), "stopping");
-        service.before_shutdown().await;
         discovery.leave().await;
+        service.before_shutdown().await;
         self.feeds.stop().await;
         let drained = service.drain(self.drain_limit);
         let hurried = async {
@@ -249,6 +257,7 @@ impl Running {
             },
             () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
         }
+        drop(self.listeners);
         service.on_shutdown().await;
         if link.refused() > 0 {
             tracing::warn!(
@@ -268,8 +277,8 @@ impl Running {
 struct Discovered(watch::Receiver<Arc<ServerTable>>);
 
 impl Servers for Discovered {
-    fn by_id(&self, id: &str) -> Option<Arc<Server>> {
-        self.0.borrow().by_id(id).cloned()
+    fn table(&self) -> ServerTable {
+        ServerTable::clone(&self.0.borrow())
     }
 }
 

@@ -13,32 +13,39 @@
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use hashbrown::DefaultHashBuilder;
 use prost::Message;
+use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admission, Limits, Permit};
 use crate::answer;
-use crate::call::{Call, Context, Environment};
+use crate::call::{Context, Environment};
 use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
 use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
+use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
+use crate::overload::Overload;
 use crate::panic::error_of_panic;
+use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
 use crate::routes::{self, Routes};
-use crate::session::SessionState;
+use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
+use crate::session_hooks;
+use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
@@ -67,23 +74,43 @@ impl Reply {
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
 
+/// The service as its own calls reach it, without keeping it alive.
+pub(crate) struct WeakService(Weak<Inner>);
+
+impl WeakService {
+    /// None while the process ends.
+    pub(crate) fn upgrade(&self) -> Option<Service> {
+        self.0.upgrade().map(Service)
+    }
+}
+
 struct Inner {
     environment: Arc<Environment>,
     routes: Routes,
     hooks: Hooks,
+    began: Mutex<Began>,
     queues: SessionQueues<Job>,
     admission: Arc<Admission>,
+    overload: Overload,
     running: Semaphore,
     limits: Limits,
     keys: DefaultHashBuilder,
-    counters: Arc<Counters>,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
 
+/// What begins with the service.
+#[derive(Default)]
+pub(crate) struct Began {
+    pub(crate) timers: Vec<TimerPlan>,
+    pub(crate) listeners: Vec<Listener>,
+}
+
 /// One request on its way through the queues. Small, because queues, tasks and futures copy it.
 struct Job {
+    /// Not a message of the session but its end.
+    is_end: bool,
     decoded: Box<Decoded>,
     arrived: Instant,
     reply: Reply,
@@ -99,33 +126,57 @@ struct Decoded {
 /// A request that has passed all checks.
 struct Checked<'a> {
     handler: &'a AnyHandler,
-    call: Call,
+    context: Arc<Context>,
+    message: Bytes,
     deadline: Instant,
-    is_acknowledged: bool,
+    is_notify: bool,
+}
+
+/// A request that could start; dropped when it does, or is given up.
+struct Ready {
+    inner: Arc<Inner>,
+    since: Instant,
+}
+
+impl Ready {
+    fn new(inner: &Arc<Inner>, since: Instant) -> Self {
+        inner.overload.handle_ready(since);
+        Self { inner: Arc::clone(inner), since }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.inner.overload.handle_started(self.since, Instant::now());
+    }
 }
 
 impl Service {
     pub(crate) fn new(
         environment: Environment,
         routes: Routes,
-        hooks: Hooks,
+        (hooks, began): (Hooks, Began),
         limits: Limits,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let service = Self(Arc::new(Inner {
             environment: Arc::new(environment),
             routes,
             hooks,
+            began: Mutex::new(began),
             queues: SessionQueues::new(limits.session_waiting_max),
             admission: Admission::new(limits),
+            overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
             keys: DefaultHashBuilder::default(),
-            counters: Arc::new(Counters::default()),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
-        }))
+        }));
+        let own = WeakService(Arc::downgrade(&service.0));
+        let _ = service.0.environment.own_service.set(own);
+        service
     }
 
     /// Takes an encoded `protos.Request`. Never blocks, and may be called from any thread. The answer comes through
@@ -133,39 +184,79 @@ impl Service {
     pub fn handle(&self, request: Bytes, reply: Reply) {
         let inner = &self.0;
         let arrived = Instant::now();
+        if inner.overload.is_refusing(arrived) {
+            inner.environment.counters.add(Counter::Busy);
+            return reply.send(answer::busy());
+        }
         let Some(permit) = inner.admission.admit(request.len()) else {
-            inner.counters.add(Counter::Busy);
+            inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
         let decoded = match decode(request) {
             Ok(decoded) => decoded,
             Err(error) => {
-                inner.counters.add(Counter::Failed);
+                inner.environment.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
         let key = inner.session_key(&decoded);
-        let job = Job { decoded, arrived, reply, permit };
-        let Some(key) = key else {
-            let inner = Arc::clone(inner);
-            self.spawn(async move { inner.run(job).await });
-            return;
-        };
-        match inner.queues.enqueue(key, job) {
-            Enqueued::Start(job) => {
-                let inner = Arc::clone(inner);
-                self.spawn(async move { inner.run_session(key, job).await });
-            }
-            Enqueued::Queued => {}
-            Enqueued::Full(job) => {
-                inner.counters.add(Counter::Busy);
-                job.reply.send(answer::busy());
-            }
+        let job = Job { is_end: false, decoded, arrived, reply, permit };
+        let Some(key) = key else { return self.spawn(job) };
+        if let Some(job) = self.enqueue(key, job) {
+            inner.environment.counters.add(Counter::Busy);
+            job.reply.send(answer::busy());
         }
     }
 
+    /// Whether the application wants to hear of sessions that have ended.
+    pub fn wants_closed_sessions(&self) -> bool {
+        !self.0.environment.session_hooks.on_close.is_empty()
+    }
+
+    /// Tells the application that a session of the gateway `frontend_id` has ended, after the messages of the session
+    /// that have come before. Never blocks, and may be called from any thread.
+    pub fn session_closed(&self, frontend_id: &str, session: proto::Session) {
+        let key = self.0.keys.hash_one((frontend_id, session.id));
+        let request = proto::Request {
+            session: Some(session),
+            frontend_id: frontend_id.to_owned(),
+            ..proto::Request::default()
+        };
+        let job = Job {
+            is_end: true,
+            decoded: Box::new(Decoded { request, msg: proto::Msg::default() }),
+            arrived: Instant::now(),
+            reply: Reply::discard(),
+            permit: self.0.admission.enter(),
+        };
+        // Behind a queue that is full it does not wait: an end must not be lost.
+        if let Some(job) = self.enqueue(key, job) {
+            self.spawn(job);
+        }
+    }
+
+    /// Puts a job behind those of its session; gives it back when there is no room.
+    fn enqueue(&self, key: u64, job: Job) -> Option<Job> {
+        match self.0.queues.enqueue(key, job) {
+            Enqueued::Start(job) => {
+                let ready = Ready::new(&self.0, job.arrived);
+                self.spawn_boxed(async move {
+                    ready.inner.clone().run_session(key, job, ready).await;
+                });
+                None
+            }
+            Enqueued::Queued => None,
+            Enqueued::Full(job) => Some(job),
+        }
+    }
+
+    fn spawn(&self, job: Job) {
+        let ready = Ready::new(&self.0, job.arrived);
+        self.spawn_boxed(async move { ready.inner.clone().run(job, ready).await });
+    }
+
     /// Boxed, because the runtime copies a future of its own several times: with the handler's call in it, it is large.
-    fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_boxed(&self, future: impl Future<Output = ()> + Send + 'static) {
         self.0.runtime.spawn(Box::pin(future));
     }
 
@@ -181,7 +272,7 @@ impl Service {
 
     /// What happened so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.0.counters
+        &self.0.environment.counters
     }
 
     /// Requests that wait or run.
@@ -210,8 +301,8 @@ impl Service {
         self.in_flight()
     }
 
-    /// The end of an embedded application: the hooks `before_shutdown`, the wait of [`Service::drain`], the hooks
-    /// `on_shutdown`. Returns what was left. `App::run` does it by itself.
+    /// The end of an embedded application: the modules are told, the wait of [`Service::drain`], then timers, modules and
+    /// components end. Returns what was left. `App::run` does it by itself.
     pub async fn shut_down(&self, limit: Duration) -> usize {
         self.before_shutdown().await;
         let left = self.drain(limit).await;
@@ -219,17 +310,38 @@ impl Service {
         left
     }
 
-    /// Runs the start hooks.
+    /// Starts components, then modules, then timers.
     pub(crate) async fn start(&self) -> Result<()> {
-        self.0.hooks.start(&self.0.environment).await
+        let environment = &self.0.environment;
+        self.0.hooks.start(environment).await?;
+        environment.modules.start(environment).await?;
+        for timer in std::mem::take(&mut self.began().timers) {
+            environment.timers.start(timer, environment)?;
+        }
+        Ok(())
     }
 
+    /// Tells the listeners about servers from now on, until the set is dropped.
+    pub(crate) fn listen(&self, discovery: &Discovery) -> JoinSet<()> {
+        let listeners = std::mem::take(&mut self.began().listeners);
+        listeners::start(&listeners, discovery, &self.0.environment)
+    }
+
+    fn began(&self) -> MutexGuard<'_, Began> {
+        self.0.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the modules that the end begins.
     pub(crate) async fn before_shutdown(&self) {
-        self.0.hooks.before_shutdown(&self.0.environment).await;
+        self.0.environment.modules.before_shutdown(&self.0.environment).await;
     }
 
+    /// Ends timers, then modules, then components.
     pub(crate) async fn on_shutdown(&self) {
-        self.0.hooks.on_shutdown(&self.0.environment).await;
+        let environment = &self.0.environment;
+        environment.timers.close().await;
+        environment.modules.shutdown(environment).await;
+        self.0.hooks.shutdown(environment).await;
     }
 }
 
@@ -244,35 +356,39 @@ impl Inner {
     }
 
     /// Runs the messages of one session until none is left.
-    async fn run_session(&self, key: u64, first: Job) {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            self.run(job).await;
+    async fn run_session(self: Arc<Self>, key: u64, first: Job, ready: Ready) {
+        let mut next = Some((first, ready));
+        while let Some((job, ready)) = next {
+            self.run(job, ready).await;
             // Handlers that never wait must not keep the thread for as long as their session sends.
             tokio::task::coop::consume_budget().await;
-            next = self.queues.next(key);
+            let job = self.queues.next(key);
+            next = job.map(|job| (job, Ready::new(&self, Instant::now())));
         }
     }
 
     /// Answers one request. Never panics, or its session would be stuck.
-    async fn run(&self, job: Job) {
-        let Job { decoded, arrived, reply, permit } = job;
+    async fn run(&self, job: Job, ready: Ready) {
+        if job.is_end {
+            drop(ready);
+            return Box::pin(self.run_end(job)).await;
+        }
+        let Job { decoded, arrived, reply, permit, .. } = job;
         let route = decoded.msg.route.clone();
         let session_id = decoded.request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let serve = AssertUnwindSafe(self.serve(decoded, arrived));
+        let serve = AssertUnwindSafe(self.serve(decoded, arrived, ready));
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
-            self.counters.add(Counter::Panicked);
-            tracing::error!(route, session_id, "a handler panicked");
+            self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
         });
         let outcome = outcome.map_err(|error| {
-            self.counters.add(Counter::Failed);
+            self.environment.counters.add(Counter::Failed);
             tracing::debug!(route, session_id, %error, "a request failed");
             self.map_error(error)
         });
         if outcome.is_ok() {
-            self.counters.add(Counter::Ok);
+            self.environment.counters.add(Counter::Ok);
         }
         if let (Some(times), Ok(key)) = (self.times.get(), routes::key(&route)) {
             let code = outcome.as_ref().err().map_or("", |error| &error.code);
@@ -282,11 +398,38 @@ impl Inner {
         drop(permit);
     }
 
+    /// Runs the application's functions for a session that has ended. Never panics.
+    async fn run_end(&self, job: Job) {
+        let Decoded { request, .. } = *job.decoded;
+        let session = request.session.unwrap_or_default();
+        let data = SessionData::new(session.data).unwrap_or_default();
+        let state = SessionState { id: session.id, uid: session.uid, data };
+        let mut context = Context::of_hook(Arc::clone(&self.environment));
+        context.frontend_id = request.frontend_id;
+        context.session = Some(Mutex::new(state));
+        let on_close = &self.environment.session_hooks.on_close;
+        session_hooks::run_all(on_close, &Arc::new(context)).await;
+        drop(job.permit);
+    }
+
     /// Checks a request and runs its handler. Returns `Response.data`.
-    async fn serve(&self, decoded: Box<Decoded>, arrived: Instant) -> Result<Bytes> {
-        let Checked { handler, call, deadline, is_acknowledged } = self.check(decoded, arrived)?;
-        let data = self.call(handler, call, deadline).await?;
-        Ok(if is_acknowledged { answer::ack() } else { data })
+    async fn serve(&self, decoded: Box<Decoded>, arrived: Instant, ready: Ready) -> Result<Bytes> {
+        let checked = self.check(decoded, arrived)?;
+        let Checked { handler, context, message, deadline, is_notify } = checked;
+        let side = if context.session.is_some() { Side::Client } else { Side::Server };
+        let is_acknowledged = side == Side::Client && is_notify;
+        let finish = |data| if is_acknowledged { answer::ack() } else { data };
+        let key = routes::key(&context.route)?;
+        let call = (&context, message);
+        let run = async {
+            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
+            if side == Side::Client {
+                // A session that has gone meanwhile has nobody to save for.
+                let _ = Session::save_changes(&context).await;
+            }
+            outcome
+        };
+        self.within(deadline, ready, run).await
     }
 
     /// The checks of cluster protocol 5.3 in their order. Apart from what waits, so that no future holds its parts.
@@ -309,32 +452,37 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let is_acknowledged = session.is_some() && is_notify;
-        let context = Context {
+        let context = Arc::new(Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
             metadata: request.metadata,
             frontend_id: request.frontend_id,
             deadline: Some(deadline),
             session,
-        };
-        let call = Call::new(Arc::new(context), msg.data);
-        Ok(Checked { handler, call, deadline, is_acknowledged })
+            values: Mutex::default(),
+        });
+        Ok(Checked { handler, context, message: msg.data, deadline, is_notify })
     }
 
-    /// Runs the handler until its deadline, where it is dropped.
-    async fn call(&self, handler: &AnyHandler, call: Call, deadline: Instant) -> Result<Bytes> {
+    /// Runs a handler, with what is around it, until its deadline, where it is dropped.
+    async fn within(
+        &self,
+        deadline: Instant,
+        ready: Ready,
+        call: impl Future<Output = Result<Bytes>>,
+    ) -> Result<Bytes> {
         let expired = |counter| {
-            self.counters.add(counter);
+            self.environment.counters.add(counter);
             Error::new(code::INTERNAL, "rpc client: request timeout")
         };
         // The permit first: time may pass until there is one. Asking with the time already over must not start it.
         let permit = timeout_at(deadline, self.running.acquire()).await;
+        drop(ready);
         let Ok(_permit) = permit else { return Err(expired(Counter::Expired)) };
         if Instant::now() >= deadline {
             return Err(expired(Counter::Expired));
         }
-        let outcome = timeout_at(deadline, async { handler.call(call).await }).await;
+        let outcome = timeout_at(deadline, call).await;
         outcome.unwrap_or_else(|_| Err(expired(Counter::Cancelled)))
     }
 

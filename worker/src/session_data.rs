@@ -19,6 +19,7 @@ const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 pub(crate) struct SessionData {
     encoded: Bytes,
     fields: Option<Map<String, Value>>,
+    is_changed: bool,
 }
 
 impl SessionData {
@@ -36,7 +37,7 @@ impl SessionData {
                     .map_err(|e| unreadable(&e))?;
             }
         }
-        Ok(Self { encoded, fields: None })
+        Ok(Self { encoded, fields: None, is_changed: false })
     }
 
     pub(crate) fn fields(&mut self) -> &mut Map<String, Value> {
@@ -62,15 +63,30 @@ impl SessionData {
     pub(crate) fn set<T: Serialize + ?Sized>(&mut self, key: &str, value: &T) -> Result<()> {
         let value = serde_json::to_value(value)?;
         self.fields().insert(key.to_owned(), value);
+        self.is_changed = true;
         Ok(())
     }
 
     pub(crate) fn remove(&mut self, key: &str) -> bool {
-        self.fields().remove(key).is_some()
+        let was_there = self.fields().remove(key).is_some();
+        self.is_changed |= was_there;
+        was_there
     }
 
     pub(crate) fn replace(&mut self, fields: Map<String, Value>) {
         self.fields = Some(fields);
+        self.is_changed = true;
+    }
+
+    /// Whether there are changes that were not encoded for the gateway yet.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.is_changed
+    }
+
+    /// [`SessionData::encode`], after which nothing counts as changed.
+    pub(crate) fn encode_for_save(&mut self) -> Vec<u8> {
+        self.is_changed = false;
+        self.encode()
     }
 
     /// The object as Go writes it: sorted keys, HTML escaped. Never empty, because empty means "no change" to the

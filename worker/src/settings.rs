@@ -6,9 +6,12 @@ use std::time::Duration;
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Secret};
 use shared::metrics::{Exporter, ExporterOptions, MetricError};
+use shared::router::Policy;
+use shared::routing::Routing;
 use shared::server::{METADATA_WINDOW, Server};
 
 use crate::admission::Limits;
+use crate::groups::GroupStorage;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -17,7 +20,12 @@ pub(crate) struct Settings {
     pub(crate) nats: NatsSettings,
     pub(crate) discovery: DiscoveryOptions,
     pub(crate) limits: Limits,
+    /// Where groups are kept, if an operator says so.
+    pub(crate) groups: Option<GroupStorage>,
     pub(crate) request_timeout: Duration,
+    /// Calls to the own type or id run in this process instead of being refused.
+    pub(crate) is_loop_back_allowed: bool,
+    pub(crate) routing: Routing,
     /// Holds all metrics, with the labels of the configuration.
     pub(crate) exporter: Exporter,
     /// Where health and metrics are served.
@@ -41,7 +49,10 @@ impl Settings {
             nats: nats(config, name),
             discovery: DiscoveryOptions::new(config),
             limits,
+            groups: groups_of(config),
             request_timeout: config.duration("pitaya.cluster.rpc.client.nats.requesttimeout"),
+            is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
+            routing: config.routing(Policy::Random),
             exporter,
             admin: admin(config),
         })
@@ -54,8 +65,18 @@ fn limits_of(config: &Config, limits: Limits) -> Limits {
         window: given("pitaya.handler.queue.maxrequests", limits.window),
         session_waiting_max: given("pitaya.handler.queue.session", limits.session_waiting_max),
         running_max: given("pitaya.handler.concurrency", limits.running_max),
+        waiting_age_max: if config.is_set("pitaya.handler.queue.maxage") {
+            config.duration("pitaya.handler.queue.maxage")
+        } else {
+            limits.waiting_age_max
+        },
         ..limits
     }
+}
+
+fn groups_of(config: &Config) -> Option<GroupStorage> {
+    let is_given = |name| config.is_set(&format!("pitaya.groups.{name}"));
+    ["storage", "memory.tickduration"].into_iter().any(is_given).then(|| GroupStorage::new(config))
 }
 
 fn own_server(config: &Config, server_type: &str, window: usize) -> Server {

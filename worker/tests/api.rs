@@ -201,12 +201,27 @@ async fn a_group_is_a_set_with_pitayas_errors() {
 #[tokio::test]
 async fn pushes_to_many_users_report_the_ones_that_cannot_be_reached() {
     let app = App::new("room").on("p.many", async |push: Push| {
-        let text = push.to_users(&["a"], "", "r", "x").await.unwrap_err().msg;
-        assert!(text.contains("valid frontendType"), "{text}");
+        let failed = push.to_users(&["a"], "", "r", "x").await.unwrap_err();
+        assert!(failed.error.msg.contains("valid frontendType") && failed.uids == ["a"]);
+        for (frontend_type, route) in
+            [("a.b", "r"), ("*", "r"), ("x y", "r"), ("c", ""), ("c", "a\nb")]
+        {
+            let failed = push.to_users(&["a", "b"], frontend_type, route, "x").await.unwrap_err();
+            assert_eq!((failed.error.code.as_ref(), failed.uids.len()), ("PIT-400", 2));
+        }
+        let failed = push.to_users(&["a"], "connector", "r", &None::<u8>).await.unwrap_err();
+        assert_eq!(failed.error.msg, "reply must not be null");
         assert_eq!(push.frontend_type()?, "connector");
-        let kicked = push.kick(&["a", "b c"], "connector").await?;
-        assert_eq!(kicked, ["b c"]);
-        push.to_users(&["a", "*", "b"], "connector", "onText", "x").await
+        let failed = push.kick(&["a", "b c"], "connector").await.unwrap_err();
+        assert_eq!(failed.error.msg, "failed to kick users, check array with failed uids");
+        assert_eq!(failed.uids, ["b c"]);
+        assert_eq!(Error::from(failed).metadata["uids"], "b c");
+        let failed = push.to_users(&["a", "*", "b"], "connector", "onText", "x").await.unwrap_err();
+        assert_eq!(
+            failed.error.msg,
+            "failed to push message to users, check array with failed uids"
+        );
+        Ok::<_, Error>(failed.uids)
     });
     let harness = Harness::new(app).await;
     assert_eq!(&harness.send(&request(1, "room.p.many", "")).data().await[..], b"[\"*\"]");

@@ -177,6 +177,31 @@ async fn a_full_window_answers_busy_at_once_and_recovers() {
     harness.send(&request(9, "room.gate.echo", "")).data().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_would_wait_too_long_for_a_handler_is_refused_and_a_slow_handler_alone_refuses_nobody()
+{
+    let gate = Gate::new();
+    let waiting_age_max = Duration::from_millis(100);
+    let limits = Limits { running_max: 2, waiting_age_max, ..Limits::default() };
+    let harness = Harness::new(gated(&gate).limits(limits)).await;
+    let slow = harness.send(&request(1, "room.gate.slow", "1"));
+    gate.wait_for_started(1).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    harness.send(&request(2, "room.gate.echo", "")).data().await;
+    let slow_too = harness.send(&request(2, "room.gate.slow", "1"));
+    gate.wait_for_started(2).await;
+    let first = harness.send(&request(3, "room.gate.echo", ""));
+    tokio::time::advance(Duration::from_millis(99)).await;
+    let second = harness.send(&request(4, "room.gate.echo", ""));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(harness.send(&request(5, "room.gate.echo", "")).error().await.0, "PIT-503");
+    gate.open.add_permits(2);
+    for answer in [slow, slow_too, first, second] {
+        answer.data().await;
+    }
+    harness.send(&request(5, "room.gate.echo", "")).data().await;
+}
+
 #[tokio::test]
 async fn a_full_session_queue_answers_busy_and_hurts_no_other_session() {
     let gate = Gate::new();

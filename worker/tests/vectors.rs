@@ -5,10 +5,12 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use prost::Message;
-use support::Harness;
+use support::{Harness, notify};
 use worker::prelude::*;
+use worker::{ClusterView, FixedServers, Server};
 
 #[derive(Deserialize)]
 struct Name {
@@ -98,5 +100,65 @@ async fn the_captured_error_answers_are_ours_byte_for_byte() {
     ] {
         let answer = harness.send(&request).response().await.encode_to_vec();
         assert_eq!(answer, vectors[name], "{name}");
+    }
+}
+
+/// The digits of `req-start-time` as zeros: the only bytes that differ from call to call.
+fn without_time(mut bytes: Vec<u8>) -> Vec<u8> {
+    let key = b"\"req-start-time\":";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+    bytes[at..].iter_mut().take_while(|byte| byte.is_ascii_digit()).for_each(|byte| *byte = b'0');
+    bytes
+}
+
+fn server(id: &str, server_type: &str) -> Server {
+    let (id, server_type) = (id.into(), server_type.into());
+    Server { id, server_type, metadata: BTreeMap::new(), frontend: false, hostname: String::new() }
+}
+
+const GATEWAY: &str = "7dfc7114-5665-441d-8313-8de431c0a25c";
+const BACKEND: &str = "91e47eed-e4fb-4c7d-8cca-bbeceb07b7a1";
+
+fn doc(text: &str) -> proto::Doc {
+    proto::Doc { doc: text.into() }
+}
+
+/// What servers of Pitaya sent while they served a client's request is what ours send in their place.
+#[tokio::test(start_paused = true)]
+async fn calls_are_encoded_to_the_captured_bytes() {
+    let connector = App::new("connector").on(
+        "connector.rpc",
+        async |rpc: Rpc, Pb(route): Pb<proto::Doc>| -> Result<()> {
+            rpc.call(&route.doc, &doc("x")).await
+        },
+    );
+    let room = App::new("room")
+        .on("room.rpc", async |rpc: Rpc| -> Result<()> {
+            rpc.call_to(GATEWAY, "connector.connectorremote.remotefunc", &doc("q")).await
+        })
+        .on("room.bind", async |session: Session| session.bind("uid-1").await);
+    let servers =
+        || Arc::new(FixedServers::new([server(BACKEND, "room"), server(GATEWAY, "connector")]));
+    let connector_view = ClusterView { is_frontend: true, ..ClusterView::new(GATEWAY, servers()) };
+    let connector = Harness::with_view(connector, connector_view).await.unwrap();
+    let room = Harness::with_view(room, ClusterView::new(BACKEND, servers())).await.unwrap();
+
+    let vectors = vectors();
+    for (name, harness, route) in [
+        ("user_rpc_from_frontend", &connector, "connector.connector.rpc"),
+        ("user_rpc_route_not_found", &connector, "connector.connector.rpc"),
+        ("user_rpc_from_backend", &room, "room.room.rpc"),
+        ("sys_bindsession", &room, "room.room.bind"),
+    ] {
+        let wanted = vectors[&format!("{name}.request")].clone();
+        let captured = proto::Request::decode(&wanted[..]).unwrap();
+        let called = captured.msg.unwrap().route;
+        // What the caller had received carries the correlation id.
+        let mut received = notify(1, route, doc(&called).encode_to_vec());
+        received.metadata = captured.metadata;
+        received.frontend_id = GATEWAY.into();
+        harness.send(&received).response().await;
+        let sent = harness.link.requested.lock().unwrap().pop().unwrap().payload.to_vec();
+        assert_eq!(without_time(sent), without_time(wanted), "{name}");
     }
 }

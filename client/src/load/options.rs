@@ -20,7 +20,8 @@ const PAYLOAD_FRAME: [&str; 2] = [r#"{"data":""#, r#""}"#];
     request was due, so a stalled server cannot hide the requests that it held up."
 )]
 pub struct LoadOptions {
-    /// host:port, tcp://host:port or ws://host:port/path
+    /// host:port, tcp://host:port or ws://host:port/path; without TLS
+    #[arg(value_parser = parse_address)]
     pub address: Address,
     /// Transport for an address without scheme
     #[arg(long, value_enum, default_value_t = TransportName::Tcp)]
@@ -116,6 +117,16 @@ impl FromStr for ProcessName {
         } else {
             Ok(Self { name: name.to_owned(), pid })
         }
+    }
+}
+
+/// An address without TLS.
+fn parse_address(text: &str) -> Result<Address, String> {
+    match text.parse::<Address>() {
+        Ok(address) if address.is_secured => {
+            Err("load is measured without TLS; take tcp:// or ws://".to_owned())
+        }
+        other => other.map_err(|error| error.to_string()),
     }
 }
 

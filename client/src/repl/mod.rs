@@ -20,18 +20,36 @@ use command::Command;
 use console::{Console, Routes};
 use shell::Shell;
 
+use crate::tls::Trust;
+
 /// Arguments of `client repl`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ReplOptions {
     /// Route that answers with the server's documentation; needed for protobuf servers
     #[arg(long, short = 'd', value_name = "ROUTE")]
     pub docs: Option<String>,
+    /// Certificates to trust on tls:// and wss://, as PEM, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Trust every server on tls:// and wss://; only for servers of your own
+    #[arg(long, conflicts_with = "ca")]
+    pub insecure: bool,
     /// File with the commands to run
     #[arg(long, short = 'f', value_name = "FILE")]
     pub filename: Option<PathBuf>,
     /// Spread JSON over lines
     #[arg(long, short = 'p')]
     pub pretty: bool,
+}
+
+impl ReplOptions {
+    fn trust(&self) -> Trust {
+        match &self.ca {
+            _ if self.insecure => Trust::Anybody,
+            Some(path) => Trust::File(path.clone()),
+            None => Trust::System,
+        }
+    }
 }
 
 /// Runs until `exit` or the end of input. False when a command failed that nobody was there to see.
@@ -52,7 +70,7 @@ pub fn run(options: &ReplOptions) -> io::Result<bool> {
 fn read_commands(options: &ReplOptions, runtime: &tokio::runtime::Handle) -> io::Result<bool> {
     let routes = Routes::default();
     let (mut console, printer) = Console::open(options.filename.as_deref(), &routes)?;
-    let mut shell = Shell::new(printer.clone(), routes, options.pretty, options.docs.clone());
+    let mut shell = Shell::new(printer.clone(), routes, options);
     let mut is_content = true;
     if console.is_interactive() {
         printer.print("Dragonfruit REPL client; try help");

@@ -13,11 +13,13 @@ use shared::packet::BODY_BYTES_MAX;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::ReplOptions;
 use super::command::{COMMANDS, Command, HandshakeChange};
 use super::console::{Printer, Routes};
 use super::docs::{Docs, DocsError, EncodeTextError};
 use super::text;
 use crate::address::{Address, AddressError};
+use crate::tls::Trust;
 use crate::{Client, CloseCause, ConnectError, ConnectOptions, PushReceiver, RequestError};
 
 /// How long a server may look like neither WebSocket nor TCP before the next is tried.
@@ -114,6 +116,7 @@ pub(crate) struct Shell {
     routes: Routes,
     is_pretty: bool,
     docs_route: Option<String>,
+    trust: Trust,
     handshake: HandshakeRequest,
     push_types: HashMap<String, String>,
     /// Of the connected server; empty without `--docs`.
@@ -125,17 +128,13 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    pub(crate) fn new(
-        printer: Printer,
-        routes: Routes,
-        is_pretty: bool,
-        docs_route: Option<String>,
-    ) -> Self {
+    pub(crate) fn new(printer: Printer, routes: Routes, options: &ReplOptions) -> Self {
         Self {
             printer,
             routes,
-            is_pretty,
-            docs_route,
+            is_pretty: options.pretty,
+            docs_route: options.docs.clone(),
+            trust: options.trust(),
             handshake: own_handshake(),
             push_types: HashMap::new(),
             docs: Arc::default(),
@@ -182,8 +181,11 @@ impl Shell {
             return Err(ShellError::Connected);
         }
         let address: Address = address.parse()?;
-        let options =
-            ConnectOptions { handshake: self.handshake.clone(), ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            handshake: self.handshake.clone(),
+            trust: self.trust.clone(),
+            ..ConnectOptions::default()
+        };
         let began = Instant::now();
         let client = match address.transport {
             Some(transport) => Client::connect_to(&address, transport, options).await?,

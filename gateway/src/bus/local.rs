@@ -16,14 +16,18 @@ use super::ReplyTo;
 use crate::calls::{self, Addressee};
 use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
+use shared::session::{Session, SessionId};
 
 /// The process's side of the in-process bus; shared by reactors and application.
 pub struct LocalBus {
     directory: Arc<Directory>,
     /// `pitaya/{type}/user/`
     user_prefix: String,
+    /// `pitaya/{type}/session/`, which exists in the process only.
+    session_prefix: String,
     /// `pitaya/servers/{type}/{id}`
     server_subject: String,
+    server_id: String,
     service: OnceLock<Service>,
     mailboxes: OnceLock<Vec<Arc<Mailbox>>>,
     /// Which reactor holds bus i. Held shared while a letter is posted, alone while a bus moves.
@@ -42,7 +46,9 @@ impl LocalBus {
         Self {
             directory,
             user_prefix: format!("pitaya/{server_type}/user/"),
+            session_prefix: format!("pitaya/{server_type}/session/"),
             server_subject: format!("pitaya/servers/{server_type}/{server_id}"),
+            server_id: server_id.to_owned(),
             service: OnceLock::new(),
             mailboxes: OnceLock::new(),
             gate: RwLock::new(Vec::new()),
@@ -106,6 +112,17 @@ impl LocalCarrier {
     pub fn notify(&self, request: Bytes) {
         if let Some(service) = self.bus.service.get() {
             service.handle(request, Reply::new(|_| {}));
+        }
+    }
+
+    /// Tells the application that a session has ended.
+    pub fn closed(&self, session: &Session) {
+        if let Some(service) = self.bus.service.get()
+            && service.wants_closed_sessions()
+        {
+            let (uid, data) = (session.uid().to_owned(), Bytes::copy_from_slice(session.data()));
+            let session = proto::Session { id: session.id().0, uid, data };
+            service.session_closed(&self.bus.server_id, session);
         }
     }
 
@@ -179,19 +196,34 @@ impl Link for LocalBus {
     }
 
     fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), LinkError> {
-        let Some(tail) = subject.strip_prefix(&self.user_prefix) else { return Ok(()) };
         let payload = Bytes::from(payload);
-        if tail.ends_with("/push") {
-            let Ok(push) = PushView::decode(&payload) else { return Ok(()) };
-            let letter = payload.clone();
-            self.post(Addressee::Uid(push.uid), |session| Mail::Push { session, push: letter })?;
-        } else if tail.ends_with("/kick") {
-            let Ok(kick) = KickView::decode(&payload) else { return Ok(()) };
-            self.post(Addressee::Uid(kick.user_id), |session| Mail::Kick {
-                session,
-                is_replaced: false,
-            })?;
-        }
-        Ok(())
+        let by_id = |tail: &str, end| {
+            let number = tail.strip_suffix(end)?.parse().ok()?;
+            Some(Addressee::Session(SessionId(number)))
+        };
+        let kick = |session| Mail::Kick { session, is_replaced: false };
+        let is_there = if let Some(tail) = subject.strip_prefix(&self.session_prefix) {
+            if let Some(addressee) = by_id(tail, "/push") {
+                self.post(addressee, |session| Mail::Push { session, push: payload })?
+            } else if let Some(addressee) = by_id(tail, "/kick") {
+                self.post(addressee, kick)?
+            } else {
+                false
+            }
+        } else if let Some(tail) = subject.strip_prefix(&self.user_prefix) {
+            if tail.ends_with("/push") {
+                let push = PushView::decode(&payload).map_err(|_| LinkError::InvalidSubject)?;
+                let letter = payload.clone();
+                let mail = |session| Mail::Push { session, push: letter };
+                self.post(Addressee::Uid(push.uid), mail)?
+            } else {
+                let user = KickView::decode(&payload).map_err(|_| LinkError::InvalidSubject)?;
+                self.post(Addressee::Uid(user.user_id), kick)?
+            }
+        } else {
+            false
+        };
+        // There is nobody else who could have it: here a push to nobody is known to be lost.
+        if is_there { Ok(()) } else { Err(LinkError::NoResponders) }
     }
 }

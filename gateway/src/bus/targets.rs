@@ -53,6 +53,8 @@ pub struct Waiting {
     pub deadline_ms: u64,
     /// Whether nobody waits for an answer.
     pub is_notify: bool,
+    /// How many stood before it when it came; set by [`Targets::wait`].
+    pub place: u32,
 }
 
 #[derive(Default)]
@@ -60,6 +62,29 @@ struct Kind {
     targets: Vec<u32>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// How long a place in the queue has lasted lately, µs; 0 before anything was known.
+    place_us: u64,
+}
+
+impl Kind {
+    /// Takes the front of the queue, and learns from it how fast the queue moves.
+    fn release(&mut self, now_us: u64) -> Option<Waiting> {
+        let waiting = self.waiting.pop_front()?;
+        self.waiting_bytes -= waiting.payload.len();
+        let waited_us = now_us.saturating_sub(waiting.arrived_us);
+        let place_us = waited_us / (u64::from(waiting.place) + 1);
+        self.place_us =
+            if self.place_us == 0 { place_us } else { self.place_us.midpoint(place_us) };
+        Some(waiting)
+    }
+
+    /// How long one that comes now would wait, as far as the queue tells: as long as its places last, and no less than
+    /// the oldest has waited already. Nothing is known of an empty queue.
+    fn expected_us(&self, now_us: u64) -> u64 {
+        let Some(oldest) = self.waiting.front() else { return 0 };
+        let by_place_us = (self.waiting.len() as u64 + 1).saturating_mul(self.place_us);
+        now_us.saturating_sub(oldest.arrived_us).max(by_place_us)
+    }
 }
 
 /// Where a request can go.
@@ -82,6 +107,17 @@ pub struct TargetLimits {
     pub reactors: u32,
     /// Requests that wait for one server type at most.
     pub waiting_max: usize,
+    /// Expected wait from which on no more may wait, µs: an answer that comes when nobody wants it any more is work lost.
+    pub waiting_age_max_us: u64,
+}
+
+impl TargetLimits {
+    /// A reactor's part of a server's window.
+    fn window_of(&self, server: &Server) -> u32 {
+        let window = server.window().unwrap_or(self.window);
+        // Rounded up: a window of 1 on two reactors lets two requests through rather than none.
+        window.div_ceil(self.reactors.max(1)).max(1)
+    }
 }
 
 /// All targets of one bus.
@@ -136,14 +172,12 @@ impl Targets {
     }
 
     fn insert(&mut self, server: &Arc<Server>) -> u32 {
-        let window = server.window().unwrap_or(self.limits.window);
         let key = self.slots.insert(Target {
             server: server.clone(),
             subject: server.subject().into_bytes().into(),
             identity: router::identity(&server.id),
             in_flight: 0,
-            // Rounded up: a window of 1 on two reactors lets two requests through rather than none.
-            window: window.div_ceil(self.limits.reactors.max(1)).max(1),
+            window: self.limits.window_of(server),
             suspect_until_ms: 0,
             is_gone: false,
         }) as u32;
@@ -196,7 +230,7 @@ impl Targets {
     }
 
     /// Counts the end of a request to `key`; returns a request that can go now because of it.
-    pub fn end(&mut self, key: u32) -> Option<Waiting> {
+    pub fn end(&mut self, key: u32, now_us: u64) -> Option<Waiting> {
         let target = self.slots.get_mut(key as usize)?;
         debug_assert!(target.in_flight > 0, "more answers counted than requests");
         target.in_flight = target.in_flight.saturating_sub(1);
@@ -204,15 +238,12 @@ impl Targets {
         if target.is_gone && target.in_flight == 0 {
             self.slots.remove(key as usize);
         }
-        self.take_waiting(&server.server_type)
+        self.take_waiting(&server.server_type, now_us)
     }
 
     /// The request that has waited longest for a server of this type.
-    pub fn take_waiting(&mut self, server_type: &str) -> Option<Waiting> {
-        let kind = self.kinds.get_mut(server_type)?;
-        let waiting = kind.waiting.pop_front()?;
-        kind.waiting_bytes -= waiting.payload.len();
-        Some(waiting)
+    pub fn take_waiting(&mut self, server_type: &str, now_us: u64) -> Option<Waiting> {
+        self.kinds.get_mut(server_type)?.release(now_us)
     }
 
     /// Leaves a server out for a while.
@@ -222,15 +253,25 @@ impl Targets {
         }
     }
 
-    /// Lets a request wait. Errors: the queue is full; the request is given back.
-    pub fn wait(&mut self, server_type: &str, waiting: Waiting) -> Result<(), Waiting> {
-        let limit = self.limits.waiting_max;
+    /// Takes over other limits. What waits already goes on waiting.
+    pub fn set_limits(&mut self, limits: TargetLimits) {
+        self.limits = limits;
+        for (_, target) in &mut self.slots {
+            target.window = limits.window_of(&target.server);
+        }
+    }
+
+    /// Lets a request wait. Errors: the queue is full, or stands still; the request is given back.
+    pub fn wait(&mut self, server_type: &str, mut waiting: Waiting) -> Result<(), Waiting> {
+        let TargetLimits { waiting_max, waiting_age_max_us, .. } = self.limits;
         let Some(kind) = self.kinds.get_mut(server_type) else { return Err(waiting) };
-        if kind.waiting.len() >= limit
+        if kind.waiting.len() >= waiting_max
+            || kind.expected_us(waiting.arrived_us) >= waiting_age_max_us
             || kind.waiting_bytes + waiting.payload.len() > WAITING_BYTES_MAX
         {
             return Err(waiting);
         }
+        waiting.place = kind.waiting.len() as u32;
         kind.waiting_bytes += waiting.payload.len();
         kind.waiting.push_back(waiting);
         Ok(())
@@ -271,8 +312,7 @@ impl Targets {
         for (server_type, kind) in kinds {
             let is_sendable = !kind.waiting.is_empty()
                 && matches!(pick(slots, &kind.targets, chooser, now_ms), Choice::Target(_));
-            if is_sendable && let Some(waiting) = kind.waiting.pop_front() {
-                kind.waiting_bytes -= waiting.payload.len();
+            if is_sendable && let Some(waiting) = kind.release(now_ms * 1_000) {
                 return Some((server_type.clone(), waiting));
             }
         }
@@ -332,6 +372,10 @@ struct Chooser {
 }
 
 #[cfg(test)]
+#[path = "overload_tests.rs"]
+mod overload_tests;
+
+#[cfg(test)]
 mod tests {
     use shared::server::METADATA_WINDOW;
 
@@ -356,7 +400,12 @@ mod tests {
 
     #[test]
     fn a_server_that_came_back_unseen_is_taken_as_it_is_now() {
-        let limits = TargetLimits { window: 25, reactors: 1, waiting_max: 10 };
+        let limits = TargetLimits {
+            window: 25,
+            reactors: 1,
+            waiting_max: 10,
+            waiting_age_max_us: 1_000_000,
+        };
         let mut targets = Targets::new(limits);
         targets.update(&ServerTable::new([server("room", 1)], 1));
         let first = chosen(&mut targets, "room").unwrap();
@@ -371,7 +420,7 @@ mod tests {
         }
         assert_eq!(targets.choose("room", 0), Choice::Busy);
         // What was under way to the earlier process still ends, and is not counted for the present one.
-        targets.end(first);
+        targets.end(first, 0);
         assert!(targets.find(first).is_none());
         assert_eq!(targets.choose("room", 0), Choice::Busy);
         targets.update(&ServerTable::new([server("chat", 2)], 4));

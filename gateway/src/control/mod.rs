@@ -7,12 +7,14 @@
 pub mod connector;
 mod edge;
 pub mod plan;
+pub mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryError};
-use shared::server::{METADATA_WINDOW, Server, ServerTable};
+use shared::config::Change;
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
@@ -22,6 +24,7 @@ use crate::meter::Meters;
 use crate::reactor::Report;
 use connector::Connector;
 use plan::{ClusterPlan, Plan};
+use upkeep::{Reloaded, Upkeep};
 
 /// How long a full mailbox is waited for before it is tried again.
 const MAILBOX_RETRY: Duration = Duration::from_millis(10);
@@ -44,6 +47,11 @@ pub enum Command {
         /// How many connections moved.
         done: oneshot::Sender<usize>,
     },
+    /// Read the configuration again; answered with what has changed.
+    Reload {
+        /// What became of it.
+        done: oneshot::Sender<Reloaded>,
+    },
     /// End: finish what runs, close, leave the cluster.
     Stop,
 }
@@ -56,13 +64,18 @@ pub struct Control {
     commands: mpsc::Receiver<Command>,
     readiness: Arc<Readiness>,
     meters: Meters,
+    upkeep: Upkeep,
     connector: Option<Connector>,
     discovery: Option<Discovery>,
+    /// The application of standalone mode.
+    service: Option<worker::Service>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// Moves that are under way, by the reactor that gives its connections away.
     moves: Vec<(usize, oneshot::Sender<usize>)>,
     /// Reactors that have ended.
     stopped: usize,
+    /// Messages for many users do not reach this gateway, so it must not announce that it takes them.
+    is_pushes_refused: bool,
 }
 
 /// Why a gateway could not start.
@@ -88,6 +101,7 @@ impl Control {
         commands: mpsc::Receiver<Command>,
         readiness: Arc<Readiness>,
         meters: Meters,
+        upkeep: Upkeep,
     ) -> Self {
         let connector = plan
             .cluster
@@ -100,11 +114,14 @@ impl Control {
             commands,
             readiness,
             meters,
+            upkeep,
             connector,
             discovery: None,
+            service: None,
             tables: None,
             moves: Vec::new(),
             stopped: 0,
+            is_pushes_refused: false,
         }
     }
 
@@ -135,15 +152,17 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
+        let servers = Arc::new(worker::FixedServers::new([gateway]));
         let view = worker::ClusterView {
-            server_id: game.id.clone(),
-            servers: Arc::new(worker::FixedServers::new([gateway])),
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
+            frontend_type: Some(rules.server_type.clone()),
+            ..worker::ClusterView::new(&game.id, servers)
         };
         let service = application
             .embed(bus.clone(), view)
             .await
             .map_err(|error| ControlError::Application(error.to_string()))?;
+        self.service = Some(service.clone());
         bus.open(service, self.mailboxes.to_vec());
         self.post_servers(&Arc::new(ServerTable::new([Arc::new(game)], 1))).await;
         Ok(())
@@ -155,7 +174,11 @@ impl Control {
         while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
             self.follow_start().await?;
         }
-        let discovery = Discovery::start(discovery.clone(), own)?;
+        let mut own = own.clone();
+        if self.is_pushes_refused {
+            own.metadata.remove(METADATA_PROTOCOL);
+        }
+        let discovery = Discovery::start(discovery.clone(), &own)?;
         if let Err(error) = self.join_discovery(&discovery).await {
             discovery.shutdown().await;
             return Err(error);
@@ -193,6 +216,7 @@ impl Control {
             },
             command = self.commands.recv() => match command {
                 Some(Command::Move { .. }) => {}
+                Some(Command::Reload { done }) => self.reload(done).await,
                 Some(Command::Stop) | None => return Err(ControlError::Stopped),
             },
         }
@@ -207,11 +231,17 @@ impl Control {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
                 // An etcd that is gone changes no table, so nothing else would tell.
-                _ = look.tick() => {}
+                _ = look.tick() => self.upkeep.look_at_memory(),
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
+                    Some(Command::Reload { done }) => self.reload(done).await,
                     Some(Command::Stop) | None => break,
                 },
+                bans = self.upkeep.bans_changed() => {
+                    for mailbox in self.mailboxes.iter() {
+                        post(mailbox, Mail::Bans(bans.clone())).await;
+                    }
+                }
                 report = self.reports.recv() => match report {
                     Some(report) => self.handle_report(report),
                     None => break,
@@ -223,6 +253,36 @@ impl Control {
             }
         }
         self.stop().await;
+    }
+
+    /// Reads the configuration again and tells the reactors, or tells what is wrong with it.
+    async fn reload(&mut self, done: oneshot::Sender<Reloaded>) {
+        let outcome = match self.upkeep.reload() {
+            Ok((rules, renewal)) => {
+                for mailbox in self.mailboxes.iter() {
+                    post(mailbox, Mail::Rules(rules.clone())).await;
+                }
+                for change in &renewal.changed {
+                    let Change { key, before, after } = change;
+                    tracing::info!(key, before, after, "changed");
+                }
+                for change in &renewal.needs_restart {
+                    let Change { key, before, after } = change;
+                    tracing::warn!(key, before, after, "takes effect at the next start");
+                }
+                tracing::info!("the configuration was read again");
+                Ok(renewal)
+            }
+            Err(mistakes) => {
+                for mistake in &mistakes {
+                    tracing::error!("{mistake}");
+                }
+                tracing::error!("the configuration is wrong; nothing has changed");
+                Err(mistakes)
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = done.send(outcome);
     }
 
     /// Ends reactors that never served.
@@ -263,6 +323,13 @@ impl Control {
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
+            Report::PushesRefused => {
+                // Before the announcement this leads workers back to one push a user; later only an operator can help.
+                if !std::mem::replace(&mut self.is_pushes_refused, true) {
+                    let subject = self.plan.rules.pushes_subject();
+                    tracing::error!(subject, "NATS permissions lack this subscription");
+                }
+            }
             Report::Unlistened { .. } => {}
             Report::Moved { reactor, connections } => {
                 let asked = self.moves.iter().position(|(from, _)| *from == reactor);
@@ -318,6 +385,10 @@ impl Control {
         };
         if tokio::time::timeout(limit, ended).await.is_err() {
             tracing::warn!("some reactors did not end in time");
+        }
+        if let Some(service) = self.service.take() {
+            // All sessions have ended; what their ends have started is waited for.
+            service.shut_down(STOP_SLACK).await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

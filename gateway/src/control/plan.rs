@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use shared::agent::AgentRules;
+use shared::agent::{AgentRules, HandshakeCheck};
 use shared::cluster::discovery::DiscoveryOptions;
-use shared::config::Config;
+use shared::config::{Config, Sources};
+use shared::dictionary::Dictionary;
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
 use shared::nats::{Auth, ConnectOptions, NatsUrl, Secret};
 use shared::packet;
-use shared::server::Server;
+use shared::server::{METADATA_PROTOCOL, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
@@ -27,11 +28,13 @@ use super::edge;
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::limits::LimitRules;
 use crate::listener::{self, Service};
+use crate::logging::LogLevel;
 use crate::meter::MetricsPlan;
 use crate::page::Pages;
 use crate::rules::Rules;
-use crate::wire::WireLimits;
+use crate::wire::{Content, WireLimits};
 
 /// What a gateway is to be.
 pub struct Plan {
@@ -55,6 +58,12 @@ pub struct Plan {
     pub cluster: Option<ClusterPlan>,
     /// The application of standalone mode.
     pub application: Option<worker::App>,
+    /// What all this was worked out from.
+    pub config: Config,
+    /// Where to read it again from; none when it was made by a program.
+    pub sources: Option<Sources>,
+    /// The log whose level a reload changes.
+    pub log: Option<LogLevel>,
 }
 
 /// NATS and etcd.
@@ -70,12 +79,27 @@ pub struct ClusterPlan {
 }
 
 impl Plan {
+    /// Judges each client's handshake, after the checks that there are; the first failure refuses the client, with its
+    /// text in the log only. The check runs on the thread of a reactor and must not wait for anything. For gateways
+    /// that are built from this library; an application in the same process brings its own checks.
+    pub fn handshake(
+        mut self,
+        name: &str,
+        check: impl Fn(&worker::Handshake) -> worker::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        if let Some(rules) = Arc::get_mut(&mut self.rules) {
+            rules.agent.checks.push((name.to_owned(), handshake_check(Box::new(check))));
+        }
+        self
+    }
+
     /// Works a configuration out. With an application the gateway is standalone, whatever `pitaya.mode` says.
     ///
     /// Errors: every mistake, each a sentence for the operator.
     pub fn new(config: &Config, application: Option<worker::App>) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let is_standalone = application.is_some();
+        let mut application = application.map(|app| app.configured(config));
         if !is_standalone && config.string("pitaya.mode") == "standalone" {
             mistakes.push(
                 "pitaya.mode = standalone needs an application in this process; the stock gateway has the demo: \
@@ -89,7 +113,12 @@ impl Plan {
         };
         let ports = edge::ports(config, &mut mistakes);
         let local_type = application.as_ref().map(|app| app.server_type().to_owned());
-        let rules = rules(config, reactors, local_type, &mut mistakes);
+        let dictionary = dictionary(config, application.as_ref(), &mut mistakes);
+        let mut rules = rules(config, reactors, (local_type, dictionary), &mut mistakes);
+        if let (Some(rules), Some(application)) = (&mut rules, &mut application) {
+            let checks = application.take_handshake_checks().into_iter();
+            rules.agent.checks.extend(checks.map(|(name, check)| (name, handshake_check(check))));
+        }
         let cluster =
             (!is_standalone).then(|| cluster(config, rules.as_ref(), &mut mistakes)).flatten();
         let admin = admin_addresses(config, &mut mistakes);
@@ -112,10 +141,39 @@ impl Plan {
                 metrics,
                 cluster,
                 application,
+                config: config.clone(),
+                sources: None,
+                log: None,
             }),
             _ => Err(mistakes),
         }
     }
+}
+
+/// The codes of routes. What an operator gives counts more than what the application was built with.
+fn dictionary(
+    config: &Config,
+    application: Option<&worker::App>,
+    mistakes: &mut Vec<String>,
+) -> Dictionary {
+    let mut dictionary = config.dictionary();
+    let codes = application.into_iter().flat_map(worker::App::route_codes);
+    let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
+    let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
+    if let Err(error) = dictionary.insert_all(codes) {
+        mistakes.push(format!("the application's route dictionary: {error}"));
+    }
+    dictionary
+}
+
+/// A check of the application as the agent runs it. One that panics refuses.
+fn handshake_check(check: worker::Check) -> HandshakeCheck {
+    Arc::new(move |request| {
+        let handshake = worker::Handshake::new(request.clone());
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&handshake)));
+        let outcome = judged.unwrap_or_else(|_| Err(worker::Error::unknown("the check panicked")));
+        outcome.map_err(|error| error.to_string())
+    })
 }
 
 pub(super) fn addresses(config: &Config, key: &str, mistakes: &mut Vec<String>) -> Vec<SocketAddr> {
@@ -146,10 +204,10 @@ fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
-fn rules(
+pub(super) fn rules(
     config: &Config,
     reactors: usize,
-    local_type: Option<String>,
+    (local_type, dictionary): (Option<String>, Dictionary),
     mistakes: &mut Vec<String>,
 ) -> Option<Rules> {
     let serializer =
@@ -157,7 +215,6 @@ fn rules(
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
-    let dictionary = config.dictionary();
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
     let agent =
         agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;
@@ -178,6 +235,7 @@ fn rules(
                 ..UpgradeLimits::default()
             },
             frames: FrameLimits::new(packet_bytes_max + packet::HEADER_BYTES),
+            content: Content::Packets,
         },
         dictionary,
         serializer,
@@ -193,8 +251,11 @@ fn rules(
             window: config.int("pitaya.gateway.inflight.target") as u32,
             reactors: reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
+            waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
+        limits: LimitRules::new(config, mistakes),
+        is_push_dropped: config.string("pitaya.gateway.outbox.policy") == "drop",
         is_session_unique: config.bool("pitaya.session.unique"),
         local_type,
         tls: edge::tls(config, mistakes),
@@ -206,7 +267,7 @@ fn rules(
 
 fn agent_rules(
     config: &Config,
-    dictionary: &shared::dictionary::Dictionary,
+    dictionary: &Dictionary,
     serializer: Serializer,
     compression: bool,
 ) -> Result<AgentRules, shared::handshake::HandshakeError> {
@@ -268,10 +329,12 @@ fn cluster(
         urls,
         options,
     };
+    let mut metadata = config.map("pitaya.server.metadata");
+    metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_PUSHES.to_owned());
     let own = Server {
         id: rules.server_id.clone(),
         server_type: rules.server_type.clone(),
-        metadata: config.map("pitaya.server.metadata"),
+        metadata,
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };

@@ -34,8 +34,18 @@ struct News {
     is_lame_duck: bool,
     has_servers: bool,
     barriers: Vec<u64>,
+    /// Whether this gateway may hear of messages for many users.
+    pushes: Permission,
     /// The first of the errors that end nothing.
     complaint: Option<Box<str>>,
+}
+
+/// What the server says of a subscription.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Permission {
+    #[default]
+    Granted,
+    Refused,
 }
 
 impl Reactor {
@@ -78,12 +88,17 @@ impl Reactor {
         }
     }
 
-    /// A socket that was asked for.
+    /// A socket that was asked for. It closes again when nobody is without one: a bus that is on its way to another
+    /// reactor asks there.
     pub(super) fn handle_bus_connected(&mut self, socket: OwnedFd, server: NatsServer) {
-        let waiting = self.buses.iter_mut().find(|(_, bus)| {
-            matches!(bus.state.readiness, Readiness::Down { .. }) && bus.link.is_some()
+        let waiting = self.bus_numbers().into_iter().find(|number| {
+            let is_down = self.buses.get(*number).is_some_and(|bus| {
+                bus.link.is_some() && matches!(bus.state.readiness, Readiness::Down { .. })
+            });
+            is_down && !self.is_bus_leaving(*number)
         });
-        let Some((number, bus)) = waiting else { return };
+        let Some(number) = waiting else { return };
+        let Some(bus) = self.buses.get_mut(number) else { return };
         match self.driver.attach(socket) {
             Ok(token) => {
                 if let Some(link) = &mut bus.link {
@@ -143,6 +158,9 @@ impl Reactor {
         for barrier in &news.barriers {
             self.handle_barrier(number, *barrier);
         }
+        if news.pushes == Permission::Refused {
+            self.report(Report::PushesRefused);
+        }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");
         }
@@ -170,6 +188,8 @@ impl Reactor {
         let mut inbox = lines.inbox.to_vec();
         inbox.push(b'*');
         encoder::subscribe(&mut lines.out, &inbox, None, subscriptions::INBOX);
+        let pushes = self.rules.pushes_subject();
+        encoder::subscribe(&mut lines.out, pushes.as_bytes(), None, subscriptions::PUSHES);
         if state.is_primary {
             subscribe_server(&mut lines.out, &self.rules);
         }
@@ -324,6 +344,9 @@ fn walk(
             turn.core.meter.count(CoreCounter::NatsErrors);
             // What is fatal comes back as the error that ends the link.
             if !is_fatal {
+                if calls::is_refused(text, &turn.rules.pushes_subject()) {
+                    news.pushes = Permission::Refused;
+                }
                 calls::refused(text, connections, turn);
                 news.complaint.get_or_insert_with(|| text.into());
             }
@@ -348,7 +371,7 @@ fn fail_everything(connections: &mut Connections, turn: &mut Turn<'_>) {
         // What waited for room goes on waiting: for the bus now, until its own deadline.
         if let Some(server) =
             turn.bus.targets.find(pending.target).map(|target| target.server.clone())
-            && let Some(waiting) = turn.bus.targets.end(pending.target)
+            && let Some(waiting) = turn.bus.targets.end(pending.target, turn.core.now_us)
         {
             turn.bus.targets.wait_again(&server.server_type, waiting);
         }

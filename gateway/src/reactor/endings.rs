@@ -6,16 +6,17 @@
 use bytes::Bytes;
 use proto::wire::RequestView;
 use shared::close::CloseReason;
-use shared::metrics::CoreCounter;
+use shared::metrics::{CoreCounter, LimitLabel};
 use shared::session::SessionId;
 
-use super::Reactor;
-use crate::bus::ReplyTo;
+use super::{Reactor, pressure};
+use crate::bus::{Carrier, ReplyTo};
 use crate::calls;
 use crate::connection::Connection;
 use crate::connections::Occupant;
 use crate::driver::Token;
 use crate::ending::CloseStep;
+use crate::fan_out;
 use crate::mailbox::Mail;
 use crate::turn::Turn;
 
@@ -98,13 +99,20 @@ impl Reactor {
             log_end(connection, reason, &self.core.meter);
         }
         calls::unbind(connection, &mut bus.state, &self.core.directory);
+        if let Carrier::Local(local) = &bus.state.carrier {
+            local.closed(&connection.client.session);
+        }
         connection.client.begin_close(reason, &mut self.core.put(&self.rules));
         self.core.meter.closed(reason);
+        if reason == CloseReason::OutboxLimit {
+            self.core.meter.limited(LimitLabel::Outbox);
+        }
         if let Some(tls) = &mut connection.entrance.tls {
             tls.ask_finish();
         }
         // It is ending already, and one reason has to do.
         let _ = connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+        pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         self.closings.push(token);
         self.poll_closing(token);
     }
@@ -137,6 +145,7 @@ impl Reactor {
     pub(super) fn close(&mut self, token: Token) {
         if let Some(Occupant::Client(mut connection)) = self.connections.remove(token) {
             self.driver.close(token);
+            pressure::forget(&mut connection, &mut self.core);
             if connection.entrance.is_handshaking() {
                 self.core.tls_handshakes.end();
             }
@@ -167,6 +176,9 @@ impl Reactor {
             Err(_) => calls::bad_request("cannot decode the request"),
             Ok(view) => match (view.msg, calls::addressee(&view)) {
                 (None, _) => calls::bad_request("the request has no message"),
+                (Some(message), None) if message.route == fan_out::HOLDERS => {
+                    fan_out::holders(message.data, &self.core.directory)
+                }
                 (Some(message), None) => calls::route_not_found(message.route),
                 (Some(message), Some(addressee)) => {
                     let Some((session, place)) = calls::find(&self.core.directory, addressee)
@@ -216,24 +228,25 @@ impl Reactor {
 
     /// Kicks the sessions whose user has logged in elsewhere, here or on other reactors.
     pub(super) fn kick_replaced(&mut self) {
-        while let Some(session) = self.core.replaced.pop() {
-            self.kick(session, true);
-        }
+        let mut replaced = std::mem::take(&mut self.core.replaced);
+        // One that could not be handed on is tried again with the next turn: two sessions of a user must not stay.
+        replaced.retain(|session| !self.kick(*session, true));
+        self.core.replaced = replaced;
     }
 
-    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) {
+    /// Kicks a session, here or on another reactor; false when that one's mailbox is full.
+    pub(super) fn kick(&mut self, session: SessionId, is_replaced: bool) -> bool {
         if self.keep_letter(Mail::Kick { session, is_replaced }).is_none() {
-            return;
+            return true;
         }
-        let Some(place) = self.core.directory.find(session) else { return };
+        let Some(place) = self.core.directory.find(session) else { return true };
         if place.reactor != self.core.reactor {
-            if let Some(mailbox) = self.core.mailboxes.get(place.reactor) {
-                // A full box loses the kick; the uid has moved on, so the old session gets no more pushes.
-                if mailbox.send(Mail::Kick { session, is_replaced }).is_err() {
-                    self.core.meter.count(CoreCounter::MailboxFull);
-                }
+            let Some(mailbox) = self.core.mailboxes.get(place.reactor) else { return true };
+            let is_sent = mailbox.send(Mail::Kick { session, is_replaced }).is_ok();
+            if !is_sent {
+                self.core.meter.count(CoreCounter::MailboxFull);
             }
-            return;
+            return is_sent;
         }
         let reason = if is_replaced { CloseReason::Replaced } else { CloseReason::Kicked };
         self.with_connection(place.token, |connection, turn| {
@@ -241,6 +254,7 @@ impl Reactor {
                 calls::kick(connection, reason, turn.rules, turn.core);
             }
         });
+        true
     }
 }
 

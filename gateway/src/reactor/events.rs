@@ -7,8 +7,9 @@ use shared::close::CloseReason;
 use shared::metrics::CoreCounter;
 use shared::session::{IpVersion, Session, ToldAddress};
 
-use super::Reactor;
+use super::admission::Refused;
 use super::intake::take_in_guarded;
+use super::{Reactor, pressure};
 use crate::connection::{Connection, Origin};
 use crate::connections::Occupant;
 use crate::directory::Place;
@@ -37,29 +38,19 @@ impl Reactor {
         }
     }
 
-    fn handle_accepted(&mut self, listener: Token, socket: OwnedFd) {
-        let Some(Occupant::Listener(service)) = self.connections.occupant(listener) else {
-            return;
+    /// Takes a connection in, unless its address has no place for it.
+    pub(super) fn admit(&mut self, service: Service, socket: OwnedFd) -> Result<(), Refused> {
+        let failed =
+            |error: io::Error| Refused { reason: CloseReason::IoError, cause: error.to_string() };
+        let peer = peer_of(&socket).map_err(failed)?;
+        let seat = if self.rules.proxies.may_name_client(peer.ip(), service.protocol) {
+            None
+        } else {
+            let seat = self.core.seat(peer.ip(), &self.rules);
+            Some(seat.map_err(|reason| Refused::of(peer.ip(), reason))?)
         };
-        let service = *service;
-        self.core.meter.count(CoreCounter::Accepted);
-        if !self.core.directory.open(self.rules.connections_max) {
-            self.core.meter.closed(CloseReason::Overload);
-            self.end_log
-                .refused(self.core.now_ms, "the gateway holds pitaya.gateway.maxconns connections");
-            return;
-        }
-        if let Err(error) = self.admit(service, socket) {
-            self.core.directory.closed();
-            self.core.meter.closed(CloseReason::IoError);
-            self.end_log.refused(self.core.now_ms, &error.to_string());
-        }
-    }
-
-    fn admit(&mut self, service: Service, socket: OwnedFd) -> io::Result<()> {
-        let peer = peer_of(&socket)?;
-        let tls = self.tls_session(service.security)?;
-        let token = self.driver.attach(socket)?;
+        let tls = self.tls_session(service.security).map_err(failed)?;
+        let token = self.driver.attach(socket).map_err(failed)?;
         let id = self.core.directory.next_session();
         let mut session = Session::new(id, IpVersion::from(peer.ip()));
         if self.rules.told_address != ToldAddress::Version {
@@ -71,8 +62,9 @@ impl Reactor {
         let is_handshaking = entrance.is_handshaking();
         let origin = Origin { peer, entrance, bus: self.home };
         let wire = Wire::new(service.protocol);
-        let connection =
+        let mut connection =
             Connection::new(token, wire, session, origin, &self.rules.agent, self.core.now_ms);
+        connection.client.seats.address = seat;
         self.connections.insert(token, Occupant::Client(Box::new(connection)));
         self.core.directory.place(id, Place { reactor: self.core.reactor, token });
         if is_handshaking {
@@ -142,6 +134,7 @@ impl Reactor {
             bus: &mut bus.state,
         };
         let outcome = take_in_guarded(connection, bytes, &mut turn);
+        pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
         if let Err(reason) = outcome {
             self.end(token, reason);
         }
@@ -178,6 +171,7 @@ impl Reactor {
                 let core = &mut self.core;
                 let outcome =
                     connection.handle_sent(sent, &mut self.driver, &mut core.pool, core.now_ms);
+                pressure::follow(connection, &self.rules, core, &mut self.driver);
                 if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 } else if let Err(reason) = outcome {

@@ -5,7 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shared::agent::State;
 use shared::close::CloseReason;
+use shared::metrics::CoreCounter;
 use shared::proxy::{self, Source};
+use shared::websocket::frame;
 use shared::websocket::upgrade::RequestHead;
 
 use crate::connection::{Client, Connection};
@@ -42,15 +44,21 @@ fn take_in(
     let Some((source, mut rest)) = connection.entrance.take_header(bytes)? else { return Ok(()) };
     if let Source::Client(address) = source {
         connection.peer = address;
-        know_address(&mut connection.client, address.ip(), turn.rules);
+        know_address(&mut connection.client, address.ip(), turn)?;
     }
     take_sealed(connection, &mut rest, turn)
 }
 
 /// The client's address is another one than the socket says. Everything that depends on the address of a client that
 /// came through a proxy has to happen here.
-fn know_address(client: &mut Client, address: IpAddr, rules: &Rules) {
-    client.session.set_address(address, rules.told_address);
+fn know_address(
+    client: &mut Client,
+    address: IpAddr,
+    turn: &mut Turn<'_>,
+) -> Result<(), CloseReason> {
+    client.session.set_address(address, turn.rules.told_address);
+    client.seats.address = Some(turn.core.seat(address, turn.rules)?);
+    Ok(())
 }
 
 /// Bytes behind the PROXY header.
@@ -68,6 +76,9 @@ fn take_sealed(
     let outcome = tls.handle_bytes(bytes, &mut plain);
     if was_handshaking && !tls.is_handshaking() {
         turn.core.tls_handshakes.end();
+        if tls.is_established() {
+            turn.core.meter.count(CoreCounter::TlsHandshakes);
+        }
     }
     if tls.has_output() {
         turn.core.settle(connection.token, &mut connection.client, Ok(()));
@@ -101,10 +112,18 @@ fn take_plain(
         Found::Upgraded { answer, head } => {
             if let Some(address) = forwarded(head, peer.ip(), rules) {
                 *peer = SocketAddr::new(address, 0);
-                know_address(client, address, rules);
+                know_address(client, address, turn)?;
             }
             let outcome = client.put_raw(answer, &mut turn.core.put(rules));
             client.is_web_socket = true;
+            turn.core.settle(token, client, Ok(()));
+            outcome
+        }
+        Found::Echo(kind, content) => {
+            let mut head = Vec::new();
+            frame::frame_head(kind, content.len(), None, &mut head);
+            client.put_raw(&head, &mut turn.core.put(rules))?;
+            let outcome = client.put_raw(content, &mut turn.core.put(rules));
             turn.core.settle(token, client, Ok(()));
             outcome
         }

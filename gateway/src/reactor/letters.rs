@@ -31,6 +31,16 @@ impl Reactor {
                 }
                 self.servers = Some(table);
             }
+            Mail::Rules(rules) => {
+                for bus in self.bus_numbers() {
+                    self.with_bus(bus, |_, turn| turn.bus.targets.set_limits(rules.targets));
+                }
+                self.rules = rules;
+            }
+            Mail::Bans(bans) => {
+                self.core.bans = bans;
+                self.kick_banned();
+            }
             Mail::Listen(listeners) => {
                 for listener in listeners {
                     match self.driver.listen(listener.socket) {
@@ -45,7 +55,13 @@ impl Reactor {
             Mail::BusConnected { socket, server } => self.handle_bus_connected(socket, server),
             Mail::Call { request, reply } => self.serve_call(&request, reply),
             Mail::Push { session, push } => self.handle_push(session, &push),
-            Mail::Kick { session, is_replaced } => self.kick(session, is_replaced),
+            Mail::Kick { session, is_replaced } => {
+                // A session that has moved on meanwhile is followed once more; a full box loses a kick that a server
+                // asked for, which is counted.
+                if !self.kick(session, is_replaced) && is_replaced {
+                    self.core.replaced.push(session);
+                }
+            }
             Mail::Answer { bus, token, response } => {
                 let found = self.buses.iter().find(|(_, entry)| entry.state.id == bus);
                 if let Some((number, _)) = found {

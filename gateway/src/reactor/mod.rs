@@ -1,15 +1,18 @@
 //! The reactor: one pinned thread with its driver, its connections and its bus.
 //!
 //! A turn is: wait, handle every event and letter, then settle — ends, calls, one send a socket. What is where: events
-//! of sockets in events.rs, clients' bytes in intake.rs, the bus's socket in buses.rs, letters in letters.rs, the coarse tick in ticks.rs, ends of
-//! connections in endings.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
+//! of sockets in events.rs, clients' bytes in intake.rs, who is let in in admission.rs, the bus's socket in buses.rs,
+//! letters in letters.rs, the coarse tick in ticks.rs, ends of connections in endings.rs, slow clients and memory in
+//! pressure.rs, moves in moving.rs. Nothing here blocks, and the clock is read once a turn.
 
+mod admission;
 mod buses;
 mod endings;
 mod events;
 mod intake;
 mod letters;
 mod moving;
+mod pressure;
 #[cfg(feature = "simulation")]
 pub mod stepping;
 mod ticks;
@@ -30,6 +33,7 @@ use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::directory::Directory;
 use crate::driver::{Chosen, Driver, DriverError, Kind, Options, Token};
+use crate::limits::Limits;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::outbox::BufferPool;
@@ -72,6 +76,8 @@ pub enum Report {
         /// Which reactor.
         reactor: usize,
     },
+    /// NATS does not permit the subscription to messages for many users.
+    PushesRefused,
     /// The listeners are closed.
     Unlistened {
         /// Which reactor.
@@ -99,6 +105,8 @@ pub struct Setup {
     pub rules: Arc<Rules>,
     /// Sessions and uids of the process.
     pub directory: Arc<Directory>,
+    /// Limits of the process.
+    pub limits: Arc<Limits>,
     /// The process's clock.
     pub clock: Clock,
     /// Which bus.
@@ -128,9 +136,15 @@ pub struct Reactor {
     has_letters: bool,
     reports: mpsc::Sender<Report>,
     next_tick_ms: u64,
+    /// Whether that is later than usual, because the process stood still.
+    is_tick_put_off: bool,
     ticks: usize,
     /// Unsent bytes of each slice of connections, as the last sweep found them.
     outbox_bytes: [usize; ticks::SLICES],
+    /// Whether the listeners rest until a limit has room again.
+    is_accepting_paused: bool,
+    /// When clients may be shed again.
+    next_shed_ms: u64,
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -191,7 +205,10 @@ impl Reactor {
         let core = Core {
             reactor: setup.reactor,
             directory: setup.directory,
+            limits: setup.limits,
+            bans: Arc::default(),
             mailboxes,
+            buffered_bytes: 0,
             pool: BufferPool::default(),
             meter: setup.meter,
             now_ms: now.ms,
@@ -225,8 +242,11 @@ impl Reactor {
             has_letters: false,
             reports: setup.reports,
             next_tick_ms: now.ms,
+            is_tick_put_off: false,
             ticks: 0,
             outbox_bytes: [0; ticks::SLICES],
+            is_accepting_paused: false,
+            next_shed_ms: 0,
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,
@@ -254,6 +274,7 @@ impl Reactor {
             return;
         }
         let now = self.clock.read();
+        self.note_pause(now.ms.saturating_sub(self.core.now_ms + left_ms), now.ms);
         self.core.now_ms = now.ms;
         self.core.now_us = now.us;
         self.core.unix_ns = now.unix_ns;
@@ -269,6 +290,7 @@ impl Reactor {
         }
         if self.core.now_ms >= self.next_tick_ms {
             self.next_tick_ms = self.core.now_ms + ticks::TICK_MS;
+            self.is_tick_put_off = false;
             self.handle_tick();
         }
         self.settle();
@@ -286,12 +308,14 @@ impl Reactor {
             if let Some(connection) = self.connections.at(token) {
                 let outcome =
                     connection.flush(&mut self.driver, &mut self.core.pool, self.core.now_ms);
+                pressure::follow(connection, &self.rules, &mut self.core, &mut self.driver);
                 if let Err(reason) = outcome {
                     self.end(token, reason);
                 }
             }
         }
         self.core.dirty = dirty;
+        self.relieve();
     }
 
     /// Splits the reactor so that a handler can act on one connection.

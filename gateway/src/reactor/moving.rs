@@ -12,7 +12,7 @@ use proto::wire::RequestView;
 use shared::close::CloseReason;
 use shared::session::SessionId;
 
-use super::{Reactor, Report};
+use super::{Reactor, Report, pressure};
 use crate::bus::local::LocalBus;
 use crate::bus::{Bus, Carrier, Readiness};
 use crate::calls;
@@ -154,7 +154,8 @@ impl Reactor {
         let occupant = self.connections.remove(token);
         let Some(moving) = &mut self.moving else { return };
         match occupant {
-            Some(Occupant::Client(connection)) => {
+            Some(Occupant::Client(mut connection)) => {
+                pressure::forget(&mut connection, &mut self.core);
                 moving.waiting -= 1;
                 if connection.entrance.is_handshaking() {
                     self.core.tls_handshakes.end();

@@ -77,6 +77,9 @@ impl Reactor {
 
     /// Panics when two tables contradict each other. To be called between turns.
     pub fn check_invariants(&mut self) {
+        let clients = self.connections.slice(0, 1);
+        let counted: usize = clients.map(|connection| connection.client.buffered_bytes).sum();
+        assert_eq!(counted, self.core.buffered_bytes, "bytes held for clients");
         let mut in_flight: BTreeMap<(Token, SessionId), u32> = BTreeMap::new();
         for (_, bus) in &mut self.buses {
             let state = &mut bus.state;

@@ -23,7 +23,25 @@ pub(super) const SLICES: usize = 5;
 /// Ticks between two settings of the gauges: each half second.
 const LEVEL_TICKS: usize = 5;
 
+/// A turn that begins so much later than it was meant to, ms, says that the process stood still: it was paused, or the
+/// machine was.
+const PAUSE_MS: u64 = 500;
+/// After a pause, the time in which what came meanwhile is taken in before anybody is judged, ms.
+const CATCH_UP_MS: u64 = 500;
+
 impl Reactor {
+    /// After a pause the next tick is put off: what clients and servers have said meanwhile still lies in the kernel, and
+    /// whoever was not silent must not be closed or given up for it. Put off once, so that a machine that stumbles all
+    /// the time has ticks.
+    pub(super) fn note_pause(&mut self, late_ms: u64, now_ms: u64) {
+        if late_ms < PAUSE_MS || self.is_tick_put_off {
+            return;
+        }
+        tracing::warn!(reactor = self.core.reactor, late_ms, "the reactor stood still");
+        self.is_tick_put_off = true;
+        self.next_tick_ms = now_ms + CATCH_UP_MS;
+    }
+
     pub(super) fn handle_tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         self.sweep_connections();
@@ -36,6 +54,7 @@ impl Reactor {
             self.tick_link(bus);
         }
         self.poll_closings();
+        self.tick_accepting();
         self.tick_stop();
         if self.ticks.is_multiple_of(LEVEL_TICKS) {
             self.publish_levels();
@@ -49,6 +68,7 @@ impl Reactor {
             // Known for the whole process; one core tells it.
             bound: if self.core.reactor == 0 { self.core.directory.bound() } else { 0 },
             outbox_bytes: self.outbox_bytes.iter().sum(),
+            buffered_bytes: self.core.buffered_bytes,
             is_bus_ready: self.buses.get(self.home).is_some_and(|bus| bus.state.is_ready()),
             ..Levels::default()
         };
@@ -74,6 +94,9 @@ impl Reactor {
                 client.ending.ask();
                 core.ending.push((token, CloseReason::WriteTimeout));
                 continue;
+            }
+            if client.is_reading_paused {
+                client.agent.excuse_silence(core.now_ms);
             }
             match client.agent.poll_due(&rules.agent, core.now_ms) {
                 Some(Due::Close(reason)) => {
@@ -129,7 +152,7 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
     for pending in overdue {
         let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
         let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
-        let released = turn.bus.targets.end(pending.target);
+        let released = turn.bus.targets.end(pending.target, turn.core.now_us);
         deliver::fail(&pending, FailReason::Timeout, &error, connections, turn);
         if let (Some(waiting), Some(server)) = (released, server) {
             deliver::send_waiting(&server.server_type, waiting, connections, turn);

@@ -24,7 +24,7 @@ pub enum OldestVersion {
 }
 
 /// Where certificate and key are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     /// The certificate, with those between it and its root behind it, as PEM.
     pub certificate: PathBuf,

@@ -90,6 +90,11 @@ impl TlsSession {
         self.stage == Stage::Handshaking || !self.partial.is_empty()
     }
 
+    /// Bytes that wait for the rest of a record, or to be sent.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.len() + self.output.len()
+    }
+
     /// Whether there are bytes for the socket that need no sealing.
     pub fn has_output(&self) -> bool {
         !self.output.is_empty()
@@ -205,7 +210,10 @@ impl TlsSession {
     ///
     /// Errors: the keys are worn out, after some 2^24 records at the earliest.
     pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), TlsEnd> {
-        out.append(&mut self.output);
+        if !self.output.is_empty() {
+            // Its room goes with it: an idle session keeps none.
+            out.append(&mut std::mem::take(&mut self.output));
+        }
         if self.stage != Stage::Established || plain.is_empty() {
             return Ok(());
         }

@@ -80,6 +80,14 @@ impl Backend {
         }
     }
 
+    /// Ends as a crash ends it: NATS has its subscriptions no more, etcd keeps its entry until the lease runs out.
+    pub(crate) fn die(self) {
+        let caller = self.caller.clone();
+        // The subscription goes with the receiver of its messages; draining ends it at the server.
+        caller.wait(caller.client.drain()).unwrap();
+        std::mem::forget(self.discovery);
+    }
+
     /// Leaves the cluster; what still comes is not answered.
     pub(crate) fn leave(self, world: &World) {
         world.withdraw(self.discovery);
@@ -139,6 +147,12 @@ impl Call {
 }
 
 impl Caller {
+    /// Somebody who is in no server list.
+    pub(crate) fn connect(world: &World) -> Self {
+        let client = world.soon(async_nats::connect(world.nats.url())).unwrap();
+        Self { client, runtime: world.handle() }
+    }
+
     fn wait<T>(&self, future: impl IntoFuture<Output = T>) -> T {
         self.runtime.block_on(async { timeout(SOON, future).await.expect("NATS takes it in time") })
     }

@@ -21,7 +21,7 @@ impl World {
         self.soon(async { Client::new(&options) }).unwrap()
     }
 
-    fn entry(&self, key: &[u8]) -> Option<KeyValue> {
+    pub(crate) fn entry(&self, key: &[u8]) -> Option<KeyValue> {
         let client = self.etcd_client();
         let request = RangeRequest { key: key.to_vec(), ..RangeRequest::default() };
         self.soon(client.range(request)).unwrap().kvs.into_iter().next()
@@ -38,7 +38,8 @@ fn the_gateways_entry_is_as_go_writes_it_and_is_gone_after_a_stop() {
         let entry = world.entry(OWN_KEY).expect("registered before it serves");
         let expected = format!(
             concat!(
-                r#"{{"id":"gate-1","type":"connector","metadata":{{"stack":"green","zone":"\u003cb\u003e"}},"#,
+                r#"{{"id":"gate-1","type":"connector","metadata":{{"dragonfruit.protocol":"pushes","#,
+                r#""stack":"green","zone":"\u003cb\u003e"}},"#,
                 r#""frontend":true,"hostname":"{}"}}"#
             ),
             hostname.trim()

@@ -6,20 +6,35 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "../../../shared/tests/servers/mod.rs"]
 mod servers;
 #[path = "../support/traffic.rs"]
 mod traffic;
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "../support/administrator.rs"]
+mod administrator;
+
 mod backend;
+mod bans;
 mod discovery;
+mod etcd_faults;
+mod examples;
+mod fan_out;
+mod hostile;
 mod lifecycle;
 mod moving;
+mod nats_faults;
 mod outages;
 mod proxy;
 mod requests;
 mod security;
 mod sessions;
+mod storm;
 mod unique;
+mod watching;
 mod window;
+mod worker_faults;
 mod world;

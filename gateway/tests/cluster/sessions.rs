@@ -145,14 +145,14 @@ fn pushes_and_kicks_by_subject_are_answered_and_checked() {
 }
 
 /// The monitoring page of a NATS server, and the server's place.
-fn monitored() -> (World, SocketAddr) {
+pub(crate) fn monitored() -> (World, SocketAddr) {
     let monitor = free_address();
     let port = monitor.port().to_string();
     (World::over(Nats::start(&["-m", &port])), monitor)
 }
 
 /// How many subscriptions to subjects of users the NATS server has.
-fn user_subscriptions(monitor: SocketAddr) -> usize {
+pub(crate) fn user_subscriptions(monitor: SocketAddr) -> usize {
     let (_, page) = http_get(monitor, "/connz?subs=1").unwrap();
     page.matches("/user/").count()
 }

@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use worker::App;
 use worker::demo::{self, DemoOptions};
 
 use crate::backend::Backend;
@@ -104,6 +105,14 @@ impl World {
         discovery
     }
 
+    /// A frontend as Go's announce themselves.
+    pub(crate) fn announce_frontend(&self, id: &str) -> Discovery {
+        let own = Server { frontend: true, ..record("connector", id) };
+        let discovery = self.discover_as(&own);
+        self.soon(discovery.register());
+        discovery
+    }
+
     /// Somebody who looks at the servers and is none.
     pub(crate) fn observe(&self) -> Discovery {
         let discovery = self.discover("observer", "observer-1");
@@ -112,19 +121,16 @@ impl World {
     }
 
     fn discover(&self, server_type: &str, id: &str) -> Discovery {
-        let own = Server {
-            id: id.to_owned(),
-            server_type: server_type.to_owned(),
-            metadata: std::collections::BTreeMap::new(),
-            frontend: false,
-            hostname: "somewhere".to_owned(),
-        };
+        self.discover_as(&record(server_type, id))
+    }
+
+    fn discover_as(&self, own: &Server) -> Discovery {
         let options = DiscoveryOptions {
             endpoints: vec![self.etcd.url()],
             shutdown_delay: Duration::ZERO,
             ..DiscoveryOptions::default()
         };
-        self.soon(async { Discovery::start(options, &own) }).unwrap()
+        self.soon(async { Discovery::start(options, own) }).unwrap()
     }
 
     pub(crate) fn withdraw(&self, discovery: Discovery) {
@@ -133,6 +139,11 @@ impl World {
 
     /// A worker of ours with the demo game and its test routes.
     pub(crate) fn worker(&self, id: &str) -> Worker {
+        self.application(demo::app(DemoOptions { test_routes: true }), id)
+    }
+
+    /// A worker of ours with any application.
+    pub(crate) fn application(&self, app: App, id: &str) -> Worker {
         let (nats, etcd) = (self.nats.url(), self.etcd.url());
         let settings = [
             ("pitaya.nats.connect", nats.as_str()),
@@ -147,7 +158,6 @@ impl World {
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
         let (stop, stops) = mpsc::channel(4);
-        let app = demo::app(DemoOptions { test_routes: true });
         let end = self.runtime.spawn(async move { app.run_until(&config, stops).await });
         Worker { stop, end }
     }
@@ -157,6 +167,16 @@ impl World {
             worker.stop.send(()).await.unwrap();
             worker.end.await.unwrap().unwrap();
         });
+    }
+}
+
+fn record(server_type: &str, id: &str) -> Server {
+    Server {
+        id: id.to_owned(),
+        server_type: server_type.to_owned(),
+        metadata: std::collections::BTreeMap::new(),
+        frontend: false,
+        hostname: "somewhere".to_owned(),
     }
 }
 

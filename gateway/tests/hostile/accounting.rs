@@ -3,10 +3,17 @@
 
 use client::raw::RawClient;
 use shared::close::CloseReason;
+use shared::metrics::LimitLabel;
 use shared::packet::PacketType;
 
 use crate::field::{Field, LONG, eventually, reset, under_attack};
 use crate::metrics::{closed_total, value};
+
+/// How often a limit was run into.
+pub(crate) fn exceeded(field: &Field, limit: LimitLabel) -> u64 {
+    let label = format!(r#"limit="{}""#, limit.name());
+    value(&field.metrics(), "pitaya_limits_exceeded_total", &label)
+}
 
 /// Ends a connection of each kind in one way, and says for which reason.
 type Attack = (CloseReason, u64, fn(&Field));

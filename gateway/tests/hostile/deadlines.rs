@@ -4,9 +4,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use shared::close::CloseReason;
 use shared::packet::PacketType;
 
-use crate::field::{Field, LONG, under_attack};
+use crate::field::{Field, LONG, eventually, under_attack};
 use crate::upgrades;
 
 const SETTINGS: [(&str, &str); 2] =
@@ -89,6 +90,23 @@ fn the_handshake_deadline_is_not_extended_by_anything() {
             std::thread::sleep(DRIBBLE);
         }
         assert!(began.elapsed() > Duration::from_millis(900), "closed before the deadline");
+    });
+}
+
+#[test]
+fn a_thousand_deadlines_at_once_hold_up_nobody() {
+    const SILENT: usize = 1_000;
+    let settings = [("pitaya.gateway.handshake.timeout", "2s")];
+    under_attack(&settings, |field| {
+        let silent: Vec<TcpStream> = [field.tcp_address(), field.ws_address()]
+            .repeat(SILENT / 2)
+            .into_iter()
+            .map(|address| TcpStream::connect(address).unwrap())
+            .collect();
+        eventually("all of them end", || {
+            field.ended(CloseReason::HandshakeTimeout) == SILENT as u64
+        });
+        drop(silent);
     });
 }
 

@@ -14,7 +14,7 @@ fn a_panic_ends_the_one_connection_that_met_it() {
             assert_ne!(request.sys.platform, "defect", "as the test wants it");
             Ok(())
         };
-        rules.agent.checks.push(("defect".to_owned(), Box::new(check)));
+        rules.agent.checks.push(("defect".to_owned(), std::sync::Arc::new(check)));
     };
     under_attack_of(&[], add_defect, |field| {
         for _ in 0..20 {

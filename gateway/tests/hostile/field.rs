@@ -4,24 +4,30 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use client::address::Transport;
 use client::raw::RawClient;
 use client::upgrade::UpgradeRequest;
 use gateway::control::plan::Plan;
 use gateway::gateway::Gateway;
 use shared::close::CloseReason;
+use socket2::{Domain, Socket, Type};
 
 use crate::local::{self, DRIVERS};
 use crate::metrics;
 pub(crate) use crate::metrics::eventually;
+use crate::tls::{self, Identity};
 
 /// Longer than anything here takes, even on a machine with other work.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Between two requests of a well-behaved client: it must not be a flood itself.
 const PACE: Duration = Duration::from_millis(5);
+/// The slowest answer that a well-behaved client may get. Promised is a second; the machine of a test may have a dozen
+/// other things to do, and what this has to find is an attack that holds up a turn, which shows far above both.
+const SLOWEST: Duration = Duration::from_secs(10);
 /// Fewer answers to a well-behaved client prove nothing; a short attack is waited out for them.
 const ANSWERS_MIN: u64 = 3;
 
@@ -30,25 +36,43 @@ pub(crate) const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 51234 3250\
 
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits until no attack goes on in this process, and keeps others from beginning.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One attacked gateway.
 pub(crate) struct Field {
     gateway: Gateway,
     /// What every connection begins with.
     header: &'static [u8],
+    /// What its certificate is, where it speaks TLS.
+    identity: Option<Identity>,
 }
 
 impl Field {
     /// Where TCP clients connect.
     pub(crate) fn tcp_address(&self) -> SocketAddr {
-        local::tcp(&self.gateway)
+        match self.identity {
+            None => local::tcp(&self.gateway),
+            Some(_) => self.gateway.addresses().tls[0],
+        }
     }
 
     /// Where WebSocket clients connect.
     pub(crate) fn ws_address(&self) -> SocketAddr {
-        local::ws(&self.gateway)
+        match self.identity {
+            None => local::ws(&self.gateway),
+            Some(_) => self.gateway.addresses().wss[0],
+        }
     }
 
     /// What it counts.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.gateway.addresses().admin[0]
+    }
+
+    /// What it says of itself.
     pub(crate) fn metrics(&self) -> String {
         metrics::metrics(self.gateway.addresses().admin[0])
     }
@@ -60,16 +84,37 @@ impl Field {
 
     /// A fresh TCP connection.
     pub(crate) fn tcp(&self) -> RawClient {
-        let mut client = patient(RawClient::connect_tcp(self.tcp_address()).unwrap());
-        client.send_bytes(self.header).unwrap();
-        client
+        self.begun(self.tcp_address())
+    }
+
+    /// A fresh TCP connection from another address of this machine, so that limits of an address spare the
+    /// well-behaved clients.
+    pub(crate) fn tcp_from(&self, address: [u8; 4]) -> RawClient {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&self.tcp_address().into()).unwrap();
+        patient(RawClient::over(socket.into(), Transport::Tcp).unwrap())
     }
 
     /// A fresh WebSocket connection.
     pub(crate) fn ws(&self) -> RawClient {
-        let mut client = patient(RawClient::connect_tcp(self.ws_address()).unwrap());
-        client.send_bytes(self.header).unwrap();
+        let client = self.begun(self.ws_address());
         client.upgrade(&UpgradeRequest::new("game", "/?token=secret")).unwrap()
+    }
+
+    /// A connection with everything behind it that lies in front of packets or an upgrade.
+    fn begun(&self, address: SocketAddr) -> RawClient {
+        let mut client = patient(RawClient::connect_tcp(address).unwrap());
+        client.send_bytes(self.header).unwrap();
+        match &self.identity {
+            None => client,
+            Some(identity) => client.secure(identity.client(), tls::NAME).unwrap(),
+        }
+    }
+
+    /// What TLS clients trust; only where the gateway speaks TLS.
+    pub(crate) fn identity(&self) -> &Identity {
+        self.identity.as_ref().expect("the attack is one on TLS")
     }
 
     /// One of each, without a handshake.
@@ -97,7 +142,12 @@ fn patient(mut client: RawClient) -> RawClient {
 /// Panics when the attack does, when a well-behaved client misses an answer, when sockets are left, or when the gateway
 /// does not serve afterwards.
 pub(crate) fn under_attack(settings: &[(&str, &str)], attack: impl Fn(&Field) + Sync) {
-    under_attack_of(settings, |_| {}, attack);
+    attacked(settings, false, |_| {}, attack);
+}
+
+/// The same, with TLS on all ports and under all well-behaved clients.
+pub(crate) fn under_attack_secured(settings: &[(&str, &str)], attack: impl Fn(&Field) + Sync) {
+    attacked(settings, true, |_| {}, attack);
 }
 
 /// The same, on gateways whose plan was changed.
@@ -106,14 +156,28 @@ pub(crate) fn under_attack_of(
     change: impl Fn(&mut Plan),
     attack: impl Fn(&Field) + Sync,
 ) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    attacked(settings, false, change, attack);
+}
+
+fn attacked(
+    settings: &[(&str, &str)],
+    is_secured: bool,
+    change: impl Fn(&mut Plan),
+    attack: impl Fn(&Field) + Sync,
+) {
+    let _turn = turn();
     // One reactor: whatever an attack holds up, it holds up for the well-behaved clients too.
     let mut all = vec![("pitaya.gateway.threads", "1")];
     all.extend_from_slice(settings);
     let expects_header = settings.contains(&("pitaya.acceptor.proxyprotocol", "true"));
     let header: &[u8] = if expects_header { HEADER } else { b"" };
-    let fields = DRIVERS
-        .map(|driver| Field { gateway: local::start_changed(driver, &all, &change), header });
+    let fields = DRIVERS.map(|driver| {
+        let identity = is_secured.then(Identity::new);
+        let secured = identity.as_ref().map(Identity::settings);
+        let secured = secured.iter().flatten().map(|(key, value)| (*key, value.as_str()));
+        let all: Vec<(&str, &str)> = all.iter().copied().chain(secured).collect();
+        Field { gateway: local::start_changed(driver, &all, &change), header, identity }
+    });
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let good = fields.each_ref().map(Field::established);
@@ -146,7 +210,9 @@ pub(crate) fn under_attack_of(
 fn play(mut client: RawClient, is_over: &AtomicBool) -> u64 {
     let mut answers = 0u64;
     while answers < ANSWERS_MIN || !is_over.load(Ordering::Relaxed) {
+        let since = Instant::now();
         let answer = client.request("room.test.echo", &answers.to_be_bytes()).unwrap();
+        assert!(since.elapsed() < SLOWEST, "an answer took {:?}", since.elapsed());
         assert!(!answer.is_error && answer.payload == answers.to_be_bytes(), "{}", answer.text());
         answers += 1;
         thread::sleep(PACE);

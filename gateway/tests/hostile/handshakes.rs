@@ -29,11 +29,11 @@ fn bad_handshakes_are_told_and_closed() {
         ("number", b"1"),
         ("text behind", b"{} x"),
         ("second object", b"{}{}"),
-        ("not UTF-8", b"{\"sys\":{\"platform\":\"\xff\"}}"),
+        ("no text", b"{\"sys\":\xff}"),
         ("platform is a number", br#"{"sys":{"platform":1}}"#),
         ("user is an array", br#"{"user":[]}"#),
         ("user is a string", br#"{"user":"x"}"#),
-        ("half a surrogate", br#"{"sys":{"platform":"\ud800"}}"#),
+        ("half a surrogate, and cut", br#"{"sys":{"platform":"\ud800""#),
         ("a bomb", &bomb),
         ("deep", &deep),
         ("deep in user", &deep_user),
@@ -61,13 +61,16 @@ fn bad_handshakes_are_told_and_closed() {
 
 #[test]
 fn strange_but_good_handshakes_are_accepted() {
-    let bodies: [&[u8]; 8] = [
+    let bodies: [&[u8]; 10] = [
         b"{}",
         b" {} ",
         b"null",
         br#"{"sys":null}"#,
         br#"{"user":null}"#,
         br#"{"SYS":{"PLATFORM":"a"}}"#,
+        // Go puts the replacement character for what is no text.
+        b"{\"sys\":{\"platform\":\"\xff\"}}",
+        br#"{"sys":{"platform":"\ud800"}}"#,
         br#"{"sys":{"platform":"a\u0000b"},"user":{"__proto__":{"x":1}}}"#,
         br#"{"sys":{"type":"js-websocket","version":"0.0.1","rsa":{}},"user":{}}"#,
     ];

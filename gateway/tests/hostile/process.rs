@@ -16,6 +16,8 @@ pub(crate) struct Process {
     pub tcp: SocketAddr,
     /// Where WebSocket clients connect.
     pub ws: SocketAddr,
+    /// Where TCP clients with TLS connect.
+    pub tls: Option<SocketAddr>,
 }
 
 impl Process {
@@ -38,6 +40,9 @@ impl Process {
             "1",
         ]);
         command.arg("--ports-file").arg(&ports);
+        let config = directory.path().join("config.toml");
+        std::fs::write(&config, "").unwrap();
+        command.arg("--config").arg(&config);
         let driver = format!("pitaya.gateway.driver={driver}");
         for setting in ["pitaya.admin.listen=127.0.0.1:0", &driver].iter().chain(settings) {
             command.args(["--set", setting]);
@@ -48,6 +53,7 @@ impl Process {
             directory,
             tcp: SocketAddr::from(([0; 4], 0)),
             ws: SocketAddr::from(([0; 4], 0)),
+            tls: None,
         };
         eventually("the gateway serves", || {
             assert!(started.child.try_wait().unwrap().is_none(), "{}", started.log());
@@ -57,7 +63,15 @@ impl Process {
             serde_json::from_slice(&std::fs::read(&ports).unwrap()).unwrap();
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
+        started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
         started
+    }
+
+    /// Writes its configuration file anew and asks it to read it.
+    pub(crate) fn reload(&self, config: &str) {
+        std::fs::write(self.directory.path().join("config.toml"), config).unwrap();
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
     }
 
     fn proc(&self, name: &str) -> PathBuf {

@@ -9,7 +9,9 @@ use shared::close::CloseReason;
 use shared::packet::PacketType;
 use socket2::{Domain, Socket, Type};
 
+use crate::administrator;
 use crate::field::{Field, HEADER, LONG, eventually, under_attack};
+use crate::metrics::closed_total;
 use crate::process::Process;
 use crate::upgrades;
 
@@ -259,4 +261,32 @@ fn the_log_names_the_client_and_not_the_proxy() {
         client.expect_close(LONG).unwrap();
         eventually("the line", || process.log().contains("192.0.2.1:51234"));
     }
+}
+
+#[test]
+fn limits_and_bans_go_by_the_client_s_address_and_not_by_the_proxy_s() {
+    let settings = [&EXPECTED[..], &[("pitaya.gateway.address.maxconns", "2")]].concat();
+    under_attack(&settings, |field| {
+        // The well-behaved clients have their two places already, from the same proxy.
+        let header = b"PROXY TCP4 192.0.2.9 198.51.100.2 51234 3250\r\n";
+        let mut held: Vec<_> = behind(field, header).into_iter().collect();
+        for client in &mut held {
+            client.establish().unwrap();
+        }
+        let mut third = connect_from([127, 0, 0, 1], field.tcp_address());
+        third.send_bytes(header).unwrap();
+        third.expect_close(LONG).unwrap();
+        assert_eq!(closed_total(&field.metrics(), CloseReason::AddressLimit), 1);
+        let other = b"PROXY TCP4 192.0.2.10 198.51.100.2 51234 3250\r\n";
+        for mut client in behind(field, other) {
+            client.establish().unwrap();
+        }
+        administrator::ban(field.admin(), r#"{"subject":"address:192.0.2.9"}"#);
+        for client in &mut held {
+            client.expect_kick(LONG).unwrap();
+        }
+        let mut again = connect_from([127, 0, 0, 1], field.tcp_address());
+        again.send_bytes(header).unwrap();
+        again.expect_close(LONG).unwrap();
+    });
 }

@@ -14,6 +14,7 @@ use gateway::control::plan::Plan;
 use gateway::directory::Directory;
 use gateway::driver::Kind;
 use gateway::driver::memory::Network;
+use gateway::limits::Limits;
 use gateway::listener::{Listener, Security, Service};
 use gateway::mailbox::{Mail, Mailbox};
 use gateway::meter::Meters;
@@ -128,6 +129,7 @@ impl World {
         let elapsed_us: &'static AtomicU64 = Box::leak(Box::default());
         let network = Network::new(seed);
         let directory = Arc::new(Directory::default());
+        let limits = Arc::new(Limits::new(REACTORS));
         let (send_report, reports) = mpsc::channel(4_096);
         let (meters, cores) = Meters::new(REACTORS, &plan.metrics).unwrap();
         let opened: Vec<Opened> = cores
@@ -138,6 +140,7 @@ impl World {
                     reactor,
                     rules: plan.rules.clone(),
                     directory: directory.clone(),
+                    limits: limits.clone(),
                     clock: Clock::simulated(elapsed_us),
                     bus: BusKind::Nats(plan.cluster.as_ref().unwrap().tls.clone()),
                     driver: Kind::Auto,

@@ -130,14 +130,14 @@ fn put_varint(mut value: u64, out: &mut Vec<u8>) {
 }
 
 #[inline]
-fn put_slice(key: u8, slice: &[u8], out: &mut Vec<u8>) {
+pub(super) fn put_slice(key: u8, slice: &[u8], out: &mut Vec<u8>) {
     out.push(key);
     put_varint(slice.len() as u64, out);
     out.extend_from_slice(slice);
 }
 
 #[inline]
-fn put_optional_slice(key: u8, slice: &[u8], out: &mut Vec<u8>) {
+pub(super) fn put_optional_slice(key: u8, slice: &[u8], out: &mut Vec<u8>) {
     if !slice.is_empty() {
         put_slice(key, slice, out);
     }
@@ -150,12 +150,12 @@ fn varint_bytes(value: u64) -> usize {
 }
 
 #[inline]
-fn slice_field_bytes(bytes: usize) -> usize {
+pub(super) fn slice_field_bytes(bytes: usize) -> usize {
     1 + varint_bytes(bytes as u64) + bytes
 }
 
 #[inline]
-fn optional_slice_field_bytes(bytes: usize) -> usize {
+pub(super) fn optional_slice_field_bytes(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { slice_field_bytes(bytes) }
 }
 

@@ -7,6 +7,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod encode;
+mod push_many;
 mod reader;
 mod views;
 
@@ -14,6 +15,7 @@ pub use encode::{
     RESPONSE_ACK, RESPONSE_NESTED_ACK, SysRequest, encode_error_response, encode_response,
     encode_session,
 };
+pub use push_many::{PushManyView, Uids, encode_push_many};
 pub use views::{
     BindView, ErrorMetadata, ErrorView, KickView, MsgView, PushView, RequestView, ResponseView,
     SessionView,

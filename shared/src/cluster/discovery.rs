@@ -21,9 +21,9 @@ use super::registration::{OwnKey, Phase, Registration, Target};
 use super::retry::Retry;
 use super::table_builder::TableBuilder;
 use crate::config::Config;
-use crate::server::{Server, ServerError, ServerTable};
+use crate::server::{METADATA_LEAVING, Server, ServerError, ServerTable};
 
-pub use super::table_builder::ServerEvent;
+pub use super::table_builder::{Departure, ServerEvent};
 
 /// Events that a slow listener may lag behind before it misses some.
 const EVENTS_MAX: usize = 1024;
@@ -174,6 +174,11 @@ impl Discovery {
             client: client.clone(),
             key: own_key_path.clone(),
             value: own.encode(),
+            value_leaving: {
+                let mut own = own.clone();
+                own.metadata.insert(METADATA_LEAVING.to_owned(), "true".to_owned());
+                own.encode()
+            },
             lease_ttl: options.lease_ttl,
             revoke_timeout: options.revoke_timeout,
             retry: Retry::new("registration in etcd", retry_interval_max),

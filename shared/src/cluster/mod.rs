@@ -2,6 +2,7 @@
 //!
 //! Everything here needs tokio and none of it is on the hot path: reactors read the tables that come out of it.
 
+pub mod ban_keeper;
 pub mod discovery;
 pub mod etcd;
 mod follower;

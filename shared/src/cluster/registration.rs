@@ -64,6 +64,8 @@ pub(super) struct Registration {
     pub(super) client: Client,
     pub(super) key: Vec<u8>,
     pub(super) value: Vec<u8>,
+    /// The record with the mark of a server that leaves.
+    pub(super) value_leaving: Vec<u8>,
     pub(super) lease_ttl: Duration,
     pub(super) revoke_timeout: Duration,
     pub(super) retry: Retry,
@@ -193,7 +195,7 @@ impl Registration {
     async fn announce(&mut self) -> Result<(), EtcdError> {
         let Some(lease) = &self.lease else { return Err(EtcdError::LeaseLost) };
         let is_ours = Compare::equal(self.key.clone(), CompareValue::Lease(lease.id));
-        let put = PutRequest { key: self.key.clone(), value: self.value.clone(), lease: lease.id };
+        let put = self.put(&self.value, lease);
         let write = RequestOp::Put(put);
         let answer = self.client.txn(TxnRequest::new(vec![is_ours], vec![], vec![write])).await?;
         if !answer.succeeded {
@@ -205,12 +207,27 @@ impl Registration {
         Ok(())
     }
 
+    fn put(&self, value: &[u8], lease: &Lease) -> PutRequest {
+        PutRequest { key: self.key.clone(), value: value.to_vec(), lease: lease.id }
+    }
+
+    /// Marks the record, if it is still ours, so that its end is not taken for a crash.
+    async fn mark_leaving(&self, lease: &Lease) -> Result<(), EtcdError> {
+        let is_ours = Compare::equal(self.key.clone(), CompareValue::Lease(lease.id));
+        let write = RequestOp::Put(self.put(&self.value_leaving, lease));
+        self.client.txn(TxnRequest::new(vec![is_ours], vec![write], vec![])).await.map(drop)
+    }
+
     /// Tries for as long as allowed; after that the lease expires by itself.
     async fn revoke(&mut self) {
         self.own_key.expect(0);
         let Some(lease) = self.lease.take() else { return };
         let limit = self.revoke_timeout;
         let attempts = async {
+            // Only a courtesy: a record without the mark is taken back all the same.
+            if let Err(error) = self.mark_leaving(&lease).await {
+                tracing::debug!(%error, "leaving without saying so");
+            }
             while let Err(error) = self.client.lease_revoke(lease.id).await {
                 sleep(self.pause_after(&error)).await;
             }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::server::{Server, ServerTable};
+use crate::server::{METADATA_LEAVING, Server, ServerTable};
 
 /// How many different keys that cannot be read are logged; more than that are counted as one trouble.
 const IGNORED_KEYS_LOGGED_MAX: usize = 64;
@@ -19,7 +19,16 @@ pub enum ServerEvent {
     /// It is in the table now.
     Added(Arc<Server>),
     /// It is in the table no more.
-    Removed(Arc<Server>),
+    Removed(Arc<Server>, Departure),
+}
+
+/// What etcd tells about why a server is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// It said that it leaves.
+    Left,
+    /// Its record vanished: it crashed, its lease was lost, or it is a server that never says.
+    Vanished,
 }
 
 /// One key of a listing.
@@ -59,6 +68,8 @@ struct Known {
     server: Arc<Server>,
     key: Vec<u8>,
     create_revision: i64,
+    /// It has said that it leaves.
+    is_leaving: bool,
 }
 
 impl TableBuilder {
@@ -139,9 +150,14 @@ impl TableBuilder {
             }
         };
         if let Some(known) = self.known.get_mut(&server.id) {
-            if known.key != entry.key || known.create_revision == entry.create_revision {
+            if known.key != entry.key {
                 return false;
             }
+            if known.create_revision == entry.create_revision {
+                known.is_leaving |= server.metadata.contains_key(METADATA_LEAVING);
+                return false;
+            }
+            known.is_leaving = false;
             known.create_revision = entry.create_revision;
             if *known.server == server {
                 return false;
@@ -155,6 +171,7 @@ impl TableBuilder {
             server: Arc::clone(&server),
             key: entry.key.to_vec(),
             create_revision: entry.create_revision,
+            is_leaving: server.metadata.contains_key(METADATA_LEAVING),
         };
         self.known.insert(server.id.clone(), known);
         true
@@ -167,7 +184,8 @@ impl TableBuilder {
         }
         let id = id.to_owned();
         let Some(known) = self.known.remove(&id) else { return false };
-        self.report(ServerEvent::Removed(known.server));
+        let departure = if known.is_leaving { Departure::Left } else { Departure::Vanished };
+        self.report(ServerEvent::Removed(known.server, departure));
         true
     }
 
@@ -177,7 +195,7 @@ impl TableBuilder {
     }
 
     fn report(&mut self, event: ServerEvent) {
-        let (ServerEvent::Added(server) | ServerEvent::Removed(server)) = &event;
+        let (ServerEvent::Added(server) | ServerEvent::Removed(server, _)) = &event;
         if server.id != self.own_id {
             self.events.push(event);
         }
@@ -249,7 +267,8 @@ mod tests {
     fn summary(events: &[ServerEvent]) -> Vec<String> {
         let text = |event: &ServerEvent| match event {
             ServerEvent::Added(server) => format!("+{}", server.id),
-            ServerEvent::Removed(server) => format!("-{}", server.id),
+            ServerEvent::Removed(server, Departure::Vanished) => format!("-{}", server.id),
+            ServerEvent::Removed(server, Departure::Left) => format!("-{} left", server.id),
         };
         events.iter().map(text).collect()
     }

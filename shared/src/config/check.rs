@@ -9,6 +9,8 @@ use super::key::Kind;
 use super::value::{Secret, Value};
 use crate::dictionary::Dictionary;
 use crate::go::go_duration::{self, GoDurationError};
+use crate::router::Policy;
+use crate::routing::Routing;
 
 pub(super) fn split_list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -135,6 +137,11 @@ pub(super) fn check_dictionary(map: BTreeMap<String, String>) -> Result<Value, S
     Ok(Value::Map(map))
 }
 
+pub(super) fn check_policies(map: BTreeMap<String, String>) -> Result<Value, String> {
+    Routing::new(Policy::Random).set_all(&map)?;
+    Ok(Value::Map(map))
+}
+
 /// The route dictionary that a checked map stands for.
 pub(super) fn dictionary_of(map: &BTreeMap<String, String>) -> Result<Dictionary, String> {
     let mut dictionary = Dictionary::default();
@@ -217,6 +224,14 @@ mod tests {
         assert!(check(Kind::Dictionary, "a=1,b=65535").is_ok());
         for refused in ["a=0", "a=65536", "a=x", "a", "a=1,b=1", "a=1,a=2"] {
             assert!(check(Kind::Dictionary, refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn policies_are_known_by_their_names() {
+        assert!(check(Kind::Policies, "room=sticky, default=Random").is_ok());
+        for refused in ["sticky", "room=", "room=best", "room=random,room=sticky"] {
+            assert!(check(Kind::Policies, refused).is_err(), "{refused}");
         }
     }
 }

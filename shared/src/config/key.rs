@@ -25,6 +25,8 @@ pub struct Key {
     pub aliases: &'static [&'static str],
     /// What to do instead of a value that is refused.
     pub hint: Option<&'static str>,
+    /// Whether a running gateway takes a new value over when it reads its configuration again.
+    pub is_live: bool,
     /// One sentence.
     pub help: &'static str,
 }
@@ -117,6 +119,8 @@ pub enum Kind {
     Map,
     /// `route=code` pairs, codes from 1 to 65535; a table in a file.
     Dictionary,
+    /// `type=policy` pairs, with a name of [`crate::router::Policy`]; a table in a file.
+    Policies,
     /// `host:port`; no host means all addresses.
     Address,
     /// Addresses separated by commas; empty or `off` means none.
@@ -180,6 +184,10 @@ impl fmt::Display for Kind {
             Self::Dictionary => {
                 formatter.write_str("route=code pairs separated by commas, codes from 1 to 65535")
             }
+            Self::Policies => {
+                let names = crate::router::Policy::NAMES.map(|(name, _)| name);
+                write!(formatter, "type=policy pairs separated by commas, of {}", names.join(", "))
+            }
             Self::Address => formatter.write_str("host:port, or :port for all addresses"),
             Self::Addresses => {
                 formatter.write_str("host:port or :port, several separated by commas, or off")
@@ -198,7 +206,17 @@ pub(super) const fn row(
     default: &'static str,
     help: &'static str,
 ) -> Key {
-    Key { name, kind, default, default_worker: None, used_by, aliases: &[], hint: None, help }
+    Key {
+        name,
+        kind,
+        default,
+        default_worker: None,
+        used_by,
+        aliases: &[],
+        hint: None,
+        is_live: false,
+        help,
+    }
 }
 
 impl Key {
@@ -208,6 +226,10 @@ impl Key {
 
     pub(super) const fn aliases(self, aliases: &'static [&'static str]) -> Self {
         Self { aliases, ..self }
+    }
+
+    pub(super) const fn live(self) -> Self {
+        Self { is_live: true, ..self }
     }
 
     pub(super) const fn hint(self, hint: &'static str) -> Self {

@@ -243,7 +243,8 @@ fn map_above(path: &str) -> Option<(usize, &str)> {
     path.match_indices('.').find_map(|(dot, _)| {
         let (above, entry) = (&path[..dot], &path[dot + 1..]);
         let row = meaning_of(above)?.row();
-        matches!(KEYS[row].kind, Kind::Map | Kind::Dictionary).then_some((row, entry))
+        matches!(KEYS[row].kind, Kind::Map | Kind::Dictionary | Kind::Policies)
+            .then_some((row, entry))
     })
 }
 
@@ -327,7 +328,7 @@ mod tests {
             assert!(key.help.ends_with('.') && key.help.len() > 5, "{}", key.name);
             let below = format!("{}.", key.name);
             let has_below = KEYS.iter().any(|other| other.name.starts_with(&below));
-            let is_map = matches!(key.kind, Kind::Map | Kind::Dictionary);
+            let is_map = matches!(key.kind, Kind::Map | Kind::Dictionary | Kind::Policies);
             assert!(
                 !has_below || is_map,
                 "a file could not set both {} and a key below it",

@@ -1,8 +1,8 @@
 //! The configuration of a gateway or worker: one table of keys, four sources, all mistakes reported at once.
 //!
 //! Each source overrides the one before: defaults, a TOML file, the environment, the command line. Pitaya's keys and
-//! environment variables work unchanged, those that its documentation names without effect included. Nothing is read
-//! again after the start. The invariant: a [`Config`] that exists satisfies every row of the table.
+//! environment variables work unchanged, those that its documentation names without effect included. What
+//! is read again while running is in renewal.rs. The invariant: a [`Config`] that exists satisfies every row of the table.
 
 mod check;
 mod custom;
@@ -10,6 +10,7 @@ mod error;
 mod key;
 mod load;
 mod print;
+mod renewal;
 mod table;
 mod value;
 
@@ -23,10 +24,13 @@ pub use custom::{CustomMetric, CustomMetricKind};
 pub use error::{ConfigError, ConfigWarning, Source};
 pub use key::{Binary, Key, Kind, UsedBy};
 pub use print::TableFormat;
+pub use renewal::{Change, Renewal, Sources};
 pub use table::KEYS;
 pub use value::Secret;
 
 use crate::dictionary::Dictionary;
+use crate::router::Policy;
+use crate::routing::Routing;
 use load::{Loader, Slot};
 use value::Value;
 
@@ -230,6 +234,15 @@ impl Config {
         let mut dictionary = check::dictionary_of(&map).unwrap_or_default();
         dictionary.for_pushes = self.bool("pitaya.gateway.dictionary.pushes");
         dictionary
+    }
+
+    /// What `pitaya.routing` says, and `policy` where it says nothing.
+    pub fn routing(&self, policy: Policy) -> Routing {
+        let mut routing = Routing::new(policy);
+        if let Err(mistake) = routing.set_all(&self.map("pitaya.routing")) {
+            debug_assert!(false, "checked when it was loaded: {mistake}");
+        }
+        routing
     }
 
     /// The metrics that the application declares in the file.

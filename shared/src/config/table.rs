@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::key::Kind::{
     Address, Addresses, Bool, Choice, CustomMetrics, Dictionary, Float, Int, List, Map, Path,
-    Secret, ServerName, Text, Urls,
+    Policies, Secret, ServerName, Text, Urls,
 };
 use super::key::UsedBy::{Both, Gateway, Worker};
 use super::key::{Key, Kind, row};
@@ -31,6 +31,8 @@ const PORT: Kind = Int { min: 0, max: 65_535, unit: "TCP port" };
 /// Pitaya counts packets and messages in many queues; a million of either is far beyond use.
 const QUEUE: Kind = Int { min: 1, max: 1_000_000, unit: "messages" };
 
+/// A rate; 0 means that there is no limit.
+const RATE: Kind = Int { min: 0, max: 1_000_000, unit: "a second; 0 = no limit" };
 /// Loopback, private and link-local addresses (RFC 1918, 3927, 4193, 4291, 6598).
 const PRIVATE_NETWORKS: &str = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,100.64.0.0/10,\
                                 ::1,fc00::/7,fe80::/10";
@@ -136,15 +138,15 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.heartbeat.interval", Kind::WholeSeconds { min_s: 1, max_s: 3_600 }, "30s",
         "Heartbeats in both directions; a client that is silent for two intervals is dropped."),
     row(Gateway, "pitaya.acceptor.proxyprotocol", Bool, "false", "Expect a PROXY protocol header, version 1 or 2, on each client connection; only trusted proxies may connect then."),
-    row(Gateway, "pitaya.conn.ratelimiting.interval", time(MS, HOUR), "1s", "Window of the rate limit."),
+    row(Gateway, "pitaya.conn.ratelimiting.interval", time(MS, HOUR), "1s", "Window of the rate limit.").live(),
     row(Gateway, "pitaya.conn.ratelimiting.limit", Int { min: 1, max: 10_000, unit: "packets" }, "20",
         "Packets of one connection in a window; more are dropped without an answer.")
-        .hint("to switch the limit off set pitaya.conn.ratelimiting.forcedisable to true"),
-    row(Gateway, "pitaya.conn.ratelimiting.forcedisable", Bool, "false", "Switch the rate limit off."),
+        .hint("to switch the limit off set pitaya.conn.ratelimiting.forcedisable to true").live(),
+    row(Gateway, "pitaya.conn.ratelimiting.forcedisable", Bool, "false", "Switch the rate limit off.").live(),
     row(Gateway, "pitaya.buffer.agent.messages", QUEUE, "100",
         "Packets queued to one client; pitaya.gateway.outbox.maxbytes bounds them in bytes as well."),
     row(Gateway, "pitaya.buffer.agent.conntimeout", TIMEOUT, "10s", "Limit for writing to a client, which is closed then.")
-        .aliases(&["pitaya.buffer.agent.writetimeout"]),
+        .aliases(&["pitaya.buffer.agent.writetimeout"]).live(),
     row(Gateway, "pitaya.buffer.handler.localprocess", QUEUE, "20", "Client messages waiting for handlers in this process."),
     row(Gateway, "pitaya.buffer.handler.remoteprocess", QUEUE, "20",
         "Accepted for Pitaya's sake: pitaya.gateway.queue.maxrequests bounds what waits to be forwarded."),
@@ -162,7 +164,11 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.modules.bindingstorage.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),
     row(Gateway, "pitaya.modules.bindingstorage.etcd.leasettl", time(SECOND, 30 * 24 * HOUR), "1h",
         "How long the bindings of a crashed frontend stay."),
+    row(Worker, "pitaya.groups.storage", Choice(&["memory", "etcd"]), "memory",
+        "Where groups are kept: in each worker's memory, or in etcd for all of them."),
     row(Worker, "pitaya.groups.etcd.endpoints", URLS, "localhost:2379", "etcd of the groups."),
+    row(Worker, "pitaya.groups.etcd.user", Text, "", "etcd user; only used together with a password."),
+    row(Worker, "pitaya.groups.etcd.pass", Secret, "", "etcd password."),
     row(Worker, "pitaya.groups.etcd.prefix", Text, "pitaya/", "Prefix of their keys."),
     row(Worker, "pitaya.groups.etcd.dialtimeout", TIMEOUT, "5s", "Limit for connecting to it."),
     row(Worker, "pitaya.groups.etcd.transactiontimeout", TIMEOUT, "5s", "Limit for one operation."),
@@ -188,10 +194,14 @@ pub static KEYS: &[Key] = &[
         .worker_default("room"),
     row(Both, "pitaya.server.id", ServerName { may_be_empty: true }, "", "Id of this server; empty means a random one."),
     row(Both, "pitaya.server.metadata", Map, "", "What others see of this server in service discovery."),
+    row(Both, "pitaya.routing", Policies, "",
+        "How a server is chosen for a forwarded message or a call, by server type; default stands for all other types."),
     row(Both, "pitaya.admin.listen", Addresses, "127.0.0.1:9091",
         "Health and administration; /healthz and /readyz are on the metrics port too.")
         .worker_default("127.0.0.1:9092"),
-    row(Both, "pitaya.log.level", Text, "info", "A level, or levels by module as in gateway=debug,info."),
+    row(Gateway, "pitaya.admin.token", Secret, "",
+        "What administrators show as a bearer token to reload and to ban; without one only this machine may."),
+    row(Both, "pitaya.log.level", Text, "info", "A level, or levels by module as in gateway=debug,info.").live(),
     row(Both, "pitaya.log.format", Choice(&["auto", "text", "json"]), "auto", "auto is text on a terminal and JSON elsewhere."),
 
     // Ours: NATS.
@@ -209,8 +219,8 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.gateway.tcp", Addresses, ":3250", "Listening addresses for TCP clients."),
     row(Gateway, "pitaya.gateway.ws", Addresses, ":3251", "Listening addresses for WebSocket clients."),
     row(Gateway, "pitaya.gateway.tls.cert", Path, "",
-        "Certificate for clients, as PEM, with its chain; alone it puts TLS on all client ports. Empty means no TLS."),
-    row(Gateway, "pitaya.gateway.tls.key", Path, "", "Private key to it, as PEM."),
+        "Certificate for clients, as PEM, with its chain; alone it puts TLS on all client ports. Empty means no TLS.").live(),
+    row(Gateway, "pitaya.gateway.tls.key", Path, "", "Private key to it, as PEM.").live(),
     row(Gateway, "pitaya.gateway.tls.tcp", Addresses, "off",
         "Listening addresses for TCP clients with TLS; the others stay without."),
     row(Gateway, "pitaya.gateway.tls.ws", Addresses, "off",
@@ -229,18 +239,35 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.gateway.threads", count(0, 1_024), "0", "Reactors; 0 means one for each core."),
     row(Gateway, "pitaya.gateway.pin", Bool, "true", "Pin each reactor to its core."),
     row(Gateway, "pitaya.gateway.driver", Choice(&["auto", "uring", "epoll"]), "auto", "auto takes io_uring where it is allowed."),
-    row(Gateway, "pitaya.gateway.maxconns", count(1, 100_000_000), "1000000", "Connections of this process; more are closed at once."),
-    row(Gateway, "pitaya.gateway.packet.maxbytes", bytes(1_024, 0xff_ffff), "65536", "Longest packet from a client."),
-    row(Gateway, "pitaya.gateway.inflate.maxbytes", bytes(1_024, 1 << 30), "1048576", "Longest payload from a client after inflating."),
-    row(Gateway, "pitaya.gateway.handshake.timeout", time(100 * MS, HOUR), "10s", "From accepting to the acknowledged handshake."),
-    row(Gateway, "pitaya.gateway.handshake.maxbytes", bytes(256, 65_536), "16384", "Longest handshake from a client."),
-    row(Gateway, "pitaya.gateway.outbox.maxbytes", bytes(65_536, 1 << 30), "1048576", "Bytes queued to one client, which is closed beyond."),
-    row(Gateway, "pitaya.gateway.compression.threshold", bytes(0, 1 << 24), "128", "Shortest payload that is compressed."),
+    row(Gateway, "pitaya.gateway.maxconns", count(1, 100_000_000), "1000000", "Connections of this process; more are closed at once.").live(),
+    row(Gateway, "pitaya.gateway.accept.rate", RATE, "10000", "Connections taken in a second; more wait their turn in the kernel's queue.").live(),
+    row(Gateway, "pitaya.gateway.address.maxconns", Int { min: 0, max: 1_000_000, unit: "connections; 0 = no limit" }, "0",
+        "Connections of one address, of IPv6 of one /64. No limit by default, because players behind one carrier or proxy share one.").live(),
+    row(Gateway, "pitaya.gateway.address.acceptrate", RATE, "0", "Connections a second of one address; more are closed at once.").live(),
+    row(Gateway, "pitaya.gateway.address.rate", RATE, "0",
+        "Messages a second of one address, all its connections together; more are answered with PIT-429.").live(),
+    row(Gateway, "pitaya.gateway.uid.rate", RATE, "0",
+        "Messages a second of one uid, over all its sessions; more are answered with PIT-429.").live(),
+    row(Gateway, "pitaya.gateway.routes.rate", Map, "",
+        "Messages a second to a full route from everybody together, as route=number; more are answered with PIT-429.").live(),
+    row(Gateway, "pitaya.gateway.routes.connectionrate", Map, "", "The same from each connection.").live(),
+    row(Gateway, "pitaya.gateway.memory.maxbytes", bytes(0, 1 << 50), "0",
+        "Bytes held for all clients; beyond it those with the most are closed. 0 is half of what the process may use.").live(),
+    row(Gateway, "pitaya.gateway.packet.maxbytes", bytes(1_024, 0xff_ffff), "65536", "Longest packet from a client.").live(),
+    row(Gateway, "pitaya.gateway.inflate.maxbytes", bytes(1_024, 1 << 30), "1048576", "Longest payload from a client after inflating.").live(),
+    row(Gateway, "pitaya.gateway.handshake.timeout", time(100 * MS, HOUR), "10s", "From accepting to the acknowledged handshake.").live(),
+    row(Gateway, "pitaya.gateway.handshake.maxbytes", bytes(256, 65_536), "16384", "Longest handshake from a client.").live(),
+    row(Gateway, "pitaya.gateway.outbox.maxbytes", bytes(65_536, 1 << 30), "1048576", "Bytes queued to one client, which is closed beyond.").live(),
+    row(Gateway, "pitaya.gateway.outbox.policy", Choice(&["close", "drop"]), "close",
+        "What a push without room does: close the client, or be dropped. A client that cannot be answered is closed always.").live(),
+    row(Gateway, "pitaya.gateway.compression.threshold", bytes(0, 1 << 24), "128", "Shortest payload that is compressed.").live(),
     row(Gateway, "pitaya.gateway.inflight.target", count(1, 1_000_000), "25",
-        "Requests in flight from this process to one server, unless it announces that it takes more."),
-    row(Gateway, "pitaya.gateway.inflight.connection", count(1, 1_000_000), "100", "Requests in flight of one client."),
+        "Requests in flight from this process to one server, unless it announces that it takes more.").live(),
+    row(Gateway, "pitaya.gateway.inflight.connection", count(1, 1_000_000), "100", "Requests in flight of one client.").live(),
     row(Gateway, "pitaya.gateway.queue.maxrequests", count(0, 10_000_000), "1000",
-        "Requests waiting for one server; more are answered with PIT-503."),
+        "Requests waiting for one server; more are answered with PIT-503.").live(),
+    row(Gateway, "pitaya.gateway.queue.maxage", time(MS, HOUR), "500ms",
+        "Wait to be expected from which on a request for a busy server type is answered with PIT-503 at once.").live(),
     row(Gateway, "pitaya.gateway.dictionary", Dictionary, "", "Route codes that clients are told."),
     row(Gateway, "pitaya.gateway.dictionary.pushes", Bool, "true", "Use route codes in pushes; libpitaya cannot read them."),
     row(Gateway, "pitaya.gateway.demo", Bool, "false", "Serve the demo page."),
@@ -248,6 +275,8 @@ pub static KEYS: &[Key] = &[
     // Ours: the worker.
     row(Worker, "pitaya.handler.queue.maxrequests", count(1, 10_000_000), "10000",
         "Requests waiting in this process; more are answered with PIT-503."),
+    row(Worker, "pitaya.handler.queue.maxage", time(MS, HOUR), "1s",
+        "Time that requests wait for a handler to start, from which on further ones are answered with PIT-503 at once."),
     row(Worker, "pitaya.handler.queue.session", count(1, 1_000_000), "100",
         "Requests of one session waiting in this process; more are answered with PIT-503."),
     row(Worker, "pitaya.handler.concurrency", count(1, 1_000_000), "10000", "Handlers running at the same time."),

@@ -75,6 +75,7 @@ fn every_key_can_be_given_by_its_environment_variable() {
             Kind::ServerName { .. } => "sample",
             Kind::Urls { .. } => "nats://sample:1",
             Kind::Dictionary | Kind::Map => "a=1",
+            Kind::Policies => "a=sticky",
             _ if key.default.is_empty() => "sample",
             _ => key.default,
         };

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::check::{check_addresses, check_dictionary, check_text, check_urls, split_list};
+use super::check::{
+    check_addresses, check_dictionary, check_policies, check_text, check_urls, split_list,
+};
 use super::custom::CustomMetric;
 use super::key::Kind;
 use crate::go::go_duration;
@@ -70,6 +72,7 @@ impl Raw {
             (Kind::Urls { may_be_empty }, raw) => check_urls(&raw.into_list()?, *may_be_empty),
             (Kind::Map, raw) => Ok(Value::Map(raw.into_map()?)),
             (Kind::Dictionary, raw) => check_dictionary(raw.into_map()?),
+            (Kind::Policies, raw) => check_policies(raw.into_map()?),
             (kind, Self::Text(text)) => check_text(kind, text),
             _ => Err("not a single value".to_owned()),
         }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::labels::{DropReason, FailReason, label_set};
+use super::labels::{DropReason, FailReason, LimitLabel, label_set};
 use crate::close::CloseReason;
 
 label_set! {
@@ -24,6 +24,8 @@ label_set! {
         HandshakesAccepted => "pitaya_acceptor_handshakes_accepted_total",
         /// Handshakes answered with 400.
         HandshakesRefused => "pitaya_acceptor_handshakes_refused_total",
+        /// TLS handshakes that were finished.
+        TlsHandshakes => "pitaya_acceptor_tls_handshakes_total",
         /// Bytes from clients.
         ReceivedBytes => "pitaya_agent_received_bytes_total",
         /// Bytes to clients.
@@ -32,6 +34,8 @@ label_set! {
         ReceivedPackets => "pitaya_agent_received_packets_total",
         /// Pushes to clients.
         Pushes => "pitaya_agent_pushes_total",
+        /// Messages that came once for many clients.
+        PushesToMany => "pitaya_agent_pushes_to_many_total",
         /// Pushes without a session or room.
         PushesDropped => "pitaya_agent_pushes_dropped_total",
         /// Kicks to clients.
@@ -78,6 +82,8 @@ label_set! {
         BoundSessions => "pitaya_acceptor_bound_sessions",
         /// Bytes queued to clients.
         OutboxBytes => "pitaya_agent_outbox_bytes",
+        /// Bytes held for clients.
+        BufferedBytes => "pitaya_limits_buffered_bytes",
         /// Requests forwarded and not answered.
         RequestsInFlight => "pitaya_handler_requests_in_flight",
         /// Requests that wait to be forwarded.
@@ -98,6 +104,7 @@ pub(super) struct Cells {
     closed: [AtomicU64; CloseReason::COUNT],
     failed: [AtomicU64; FailReason::COUNT],
     dropped: [AtomicU64; DropReason::COUNT],
+    limited: [AtomicU64; LimitLabel::COUNT],
 }
 
 /// A set of counters with one label each, and its metric.
@@ -112,6 +119,7 @@ impl Cells {
             closed: std::array::from_fn(|_| zero()),
             failed: std::array::from_fn(|_| zero()),
             dropped: std::array::from_fn(|_| zero()),
+            limited: std::array::from_fn(|_| zero()),
         }
     }
 
@@ -127,15 +135,17 @@ impl Cells {
         names.zip(self.gauges.iter().map(read))
     }
 
-    /// The counters with the label `reason`.
-    pub(super) fn by_reason(&self) -> [LabelledCells<'_>; 3] {
+    /// The counters with one label.
+    pub(super) fn labelled(&self) -> [LabelledCells<'_>; 4] {
         let closed = CloseReason::ALL.iter().map(|reason| reason.label()).zip(&self.closed);
         let failed = FailReason::ALL.iter().map(|reason| reason.name()).zip(&self.failed);
         let dropped = DropReason::ALL.iter().map(|reason| reason.name()).zip(&self.dropped);
+        let limited = LimitLabel::ALL.iter().map(|limit| limit.name()).zip(&self.limited);
         [
             ("pitaya_acceptor_closed_total", closed.collect()),
             ("pitaya_handler_requests_failed_total", failed.collect()),
             ("pitaya_handler_requests_dropped_total", dropped.collect()),
+            ("pitaya_limits_exceeded_total", limited.collect()),
         ]
     }
 }
@@ -193,6 +203,11 @@ impl CoreCounters {
         add_alone(&self.cells.dropped[reason.index()], 1);
     }
 
+    /// Counts something that ran into a limit.
+    pub fn limited(&self, limit: LimitLabel) {
+        add_alone(&self.cells.limited[limit.index()], 1);
+    }
+
     /// What this reactor has counted, for tests and for its own decisions.
     pub fn count(&self, counter: CoreCounter) -> u64 {
         read(&self.cells.counters[counter.index()])
@@ -220,8 +235,8 @@ mod tests {
             let (_, row) = row_of(name).expect(name);
             assert!(row.kind == MetricKind::Gauge && row.labels.is_empty(), "{name}");
         }
-        for (name, _) in cells.by_reason() {
-            assert_eq!(row_of(name).expect(name).1.labels, ["reason"]);
+        for (name, _) in cells.labelled() {
+            assert_eq!(row_of(name).expect(name).1.labels.len(), 1);
         }
     }
 

@@ -283,7 +283,7 @@ impl Exporter {
             for (name, value) in cells.gauges() {
                 add(samples, (index(name), Vec::new()), Sample::Gauge(value as f64));
             }
-            for (name, reasons) in cells.by_reason() {
+            for (name, reasons) in cells.labelled() {
                 for (reason, cell) in reasons {
                     let key = (index(name), vec![reason.to_owned()]);
                     add(samples, key, Sample::Counter(read(cell)));

@@ -49,6 +49,8 @@ label_set! {
         Timeout => "timeout",
         /// A limit on requests in flight or waiting was reached.
         Busy => "busy",
+        /// The client, its address, its user or its route has passed a rate.
+        RateLimited => "rate_limited",
         /// The request is too large for NATS.
         TooLarge => "too_large",
         /// NATS is away.
@@ -67,6 +69,42 @@ label_set! {
         NoId => "no_id",
         /// This process stopped before the answer.
         Shutdown => "shutdown",
+    }
+}
+
+label_set! {
+    /// A limit that something ran into. Limits that end a connection are reasons of its end as well.
+    LimitLabel {
+        /// Connections of the process.
+        Connections => "connections",
+        /// Connections of one address.
+        AddressConnections => "address_connections",
+        /// Connections a second of one address.
+        AddressAccepts => "address_accepts",
+        /// Connections a second of the process: listeners that had to pause.
+        Accepts => "accepts",
+        /// Messages a second of one address.
+        AddressMessages => "address_messages",
+        /// Messages a second of one uid.
+        UidMessages => "uid_messages",
+        /// Messages a second to one route.
+        RouteMessages => "route_messages",
+        /// Messages a second to one route from one connection.
+        ConnectionRouteMessages => "connection_route_messages",
+        /// Requests in flight of one connection.
+        InFlight => "in_flight",
+        /// The queue towards a server type, in number, bytes or age.
+        Queue => "queue",
+        /// Bytes queued to one client.
+        Outbox => "outbox",
+        /// Clients that are not read from while they do not read.
+        Reading => "reading",
+        /// Memory for all clients together.
+        Memory => "memory",
+        /// Banned addresses.
+        BannedAddress => "banned_address",
+        /// Banned uids.
+        BannedUid => "banned_uid",
     }
 }
 
@@ -103,6 +141,8 @@ label_set! {
         NotFound => "PIT-404",
         /// No answer in time.
         RequestTimeout => "PIT-408",
+        /// Asked more often than is allowed.
+        TooMany => "PIT-429",
         /// The answer could not be written.
         ClosedRequest => "PIT-498",
         /// The client was gone.

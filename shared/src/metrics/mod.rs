@@ -17,7 +17,7 @@ mod series;
 pub use counters::{CoreCounter, CoreCounters, CoreGauge};
 pub use exporter::{CoreMetrics, CounterTotal, Exporter, ExporterOptions, SERIES_MAX};
 pub use handles::{Counter, Gauge, Histogram, Summary, ValueSummary};
-pub use labels::{CodeLabel, DelayType, DropReason, FailReason, ResponseType};
+pub use labels::{CodeLabel, DelayType, DropReason, FailReason, LimitLabel, ResponseType};
 pub use latency::{LatencyTable, ROUTES_MAX, RouteLabel};
 pub use rows::{METRICS, MetricKind, MetricRow};
 pub use series::MetricError;

@@ -68,16 +68,22 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_acceptor_accept_failures_total", &[], "failures", "Failures to accept, such as no free descriptor."),
     row(Counter, "pitaya_acceptor_handshakes_accepted_total", &[], "handshakes", "Handshakes answered with 200."),
     row(Counter, "pitaya_acceptor_handshakes_refused_total", &[], "handshakes", "Handshakes answered with 400."),
+    row(Counter, "pitaya_acceptor_tls_handshakes_total", &[], "handshakes", "TLS handshakes that were finished."),
     row(Gauge, "pitaya_acceptor_bound_sessions", &[], "sessions", "Sessions with a uid."),
     row(Counter, "pitaya_agent_received_bytes_total", &[], "bytes", "Bytes received from clients."),
     row(Counter, "pitaya_agent_sent_bytes_total", &[], "bytes", "Bytes sent to clients."),
     row(Counter, "pitaya_agent_received_packets_total", &[], "packets", "Packets received from clients."),
     row(Gauge, "pitaya_agent_outbox_bytes", &[], "bytes", "Bytes queued to clients."),
     row(Counter, "pitaya_agent_pushes_total", &[], "pushes", "Pushes queued to clients."),
+    row(Counter, "pitaya_agent_pushes_to_many_total", &[], "messages", "Messages that came once for many clients, by each connection to NATS."),
     row(Counter, "pitaya_agent_pushes_dropped_total", &[], "pushes", "Pushes that found no session or no room."),
     row(Counter, "pitaya_agent_kicks_total", &[], "kicks", "Kicks queued to clients."),
     row(Counter, "pitaya_agent_inflated_total", &[], "payloads", "Compressed payloads received."),
     row(Counter, "pitaya_agent_inflate_failures_total", &[], "payloads", "Compressed payloads refused."),
+
+    // Limits.
+    row(Counter, "pitaya_limits_exceeded_total", &["limit"], "events", "What ran into a limit, by limit."),
+    row(Gauge, "pitaya_limits_buffered_bytes", &[], "bytes", "Bytes held for clients: unsent ones, and parts of packets."),
 
     // Requests: in = replied + failed + dropped + in flight.
     row(Counter, "pitaya_handler_requests_total", &[], "requests", "Requests received from clients."),

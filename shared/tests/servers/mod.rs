@@ -103,6 +103,12 @@ impl Nats {
         self.process.signal("USR2");
     }
 
+    /// Gives a server that was started with [`Nats::start_configured`] another configuration while it runs.
+    pub(crate) fn reconfigure(&self, configuration: &str) {
+        fs::write(self.process.directory().join("nats.conf"), configuration).unwrap();
+        self.process.signal("HUP");
+    }
+
     /// Starts the server again on its port, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
@@ -169,6 +175,13 @@ impl Etcd {
     /// Lets a frozen server go on.
     pub(crate) fn resume(&self) {
         self.process.signal("CONT");
+    }
+
+    /// Ends the server, and starts it again on its ports without its data.
+    pub(crate) fn restart_empty(&mut self) {
+        self.process.kill();
+        fs::remove_dir_all(self.process.directory().join("data")).unwrap();
+        self.launch();
     }
 
     /// Starts the server again on its ports and with its data, ending it first if it still runs.

@@ -19,7 +19,9 @@ use syn::{
 ///
 /// * `#[concurrent]` on a method lets the messages of one session run at the same time there.
 /// * `#[remote]` registers a method for other servers instead of for clients.
-/// * `on_start`, `before_shutdown` and `on_shutdown` are hooks of the application's life, not handlers.
+/// * `on_start`, `on_ready`, `before_shutdown` and `on_shutdown` are hooks of the application's life, not handlers;
+///   `on_bind`, `after_bind` and `on_close` are hooks of the life of sessions.
+/// * `before` and `after` run around the handlers of this service.
 #[proc_macro_attribute]
 pub fn handlers(
     arguments: proc_macro::TokenStream,
@@ -29,6 +31,13 @@ pub fn handlers(
     let block = syn::parse_macro_input!(item as ItemImpl);
     expand(&service, block).unwrap_or_else(Error::into_compile_error).into()
 }
+
+/// Methods that are functions of the application's builder of the same name.
+const HOOKS: [&str; 7] =
+    ["on_start", "on_ready", "before_shutdown", "on_shutdown", "on_bind", "after_bind", "on_close"];
+
+/// Methods that run around the handlers of their service.
+const AROUND: [&str; 2] = ["before", "after"];
 
 fn expand(service: &LitStr, mut block: ItemImpl) -> syn::Result<TokenStream> {
     let name = service.value();
@@ -100,9 +109,12 @@ fn register_method(service: &str, method: &mut ImplItemFn) -> syn::Result<Option
         }
     }};
     let method_name = ident.to_string();
-    let hooks = ["on_start", "before_shutdown", "on_shutdown"];
-    if hooks.contains(&method_name.as_str()) {
+    if HOOKS.contains(&method_name.as_str()) {
         return Ok(Some(quote!(.#ident(#handler))));
+    }
+    if AROUND.contains(&method_name.as_str()) {
+        let register = format_ident!("{method_name}_in");
+        return Ok(Some(quote!(.#register(#service, #handler))));
     }
     let route = format!("{service}.{}", method_name.replace('_', "").to_lowercase());
     let register = if is_remote { quote!(remote) } else { quote!(on) };
@@ -150,6 +162,17 @@ mod tests {
         assert!(text.contains(". remote (\"room.spend\""), "{text}");
         assert!(text.contains(". on_start (") && !text.contains("room.onstart"), "{text}");
         assert!(!text.contains("# [concurrent]") && !text.contains("# [remote]"), "{text}");
+    }
+
+    #[test]
+    fn functions_around_handlers_belong_to_their_service() {
+        let source = "impl Room { pub async fn before(&self) {} pub async fn after(&self) {} pub async fn on_close(&self) {} }";
+        let text = expanded(source);
+        assert!(
+            text.contains(". before_in (\"room\"") && text.contains(". after_in (\"room\""),
+            "{text}"
+        );
+        assert!(text.contains(". on_close (") && !text.contains("room.before"), "{text}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::{PublishErrorKind, RequestErrorKind};
+use async_nats::connection::State;
 use async_nats::{Client, Request, Subject};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -237,6 +238,10 @@ impl Link for NatsLink {
     ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
         let (client, subject) = (self.client(), Subject::from(subject));
         Box::pin(async move {
+            // async-nats would keep it and send it after the reconnect, when its caller has long given up.
+            if client.connection_state() != State::Connected {
+                return Err(LinkError::Disconnected);
+            }
             let request = Request::new().payload(payload.into()).timeout(Some(timeout));
             // The limit again around it, because waiting for the channel is not part of async-nats's timeout.
             let answer = client.send_request(subject, request);

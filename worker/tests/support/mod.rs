@@ -84,7 +84,6 @@ impl Harness {
     }
 
     pub async fn try_new(app: App) -> worker::Result<Self> {
-        let link = Arc::new(MemoryLink::default());
         let frontend = Server {
             id: FRONTEND.into(),
             server_type: "connector".into(),
@@ -92,11 +91,12 @@ impl Harness {
             frontend: true,
             hostname: String::new(),
         };
-        let view = ClusterView {
-            server_id: "room-1".into(),
-            servers: Arc::new(FixedServers::new([frontend])),
-            request_timeout: Duration::from_secs(5),
-        };
+        let view = ClusterView::new("room-1", Arc::new(FixedServers::new([frontend])));
+        Self::with_view(app, view).await
+    }
+
+    pub async fn with_view(app: App, view: ClusterView) -> worker::Result<Self> {
+        let link = Arc::new(MemoryLink::default());
         let service = app.embed(link.clone(), view).await?;
         Ok(Self { link, service })
     }

@@ -7,8 +7,11 @@
 //! operation that names them; dropping the driver waits for that too.
 
 mod completions;
+#[cfg(test)]
+mod model;
 mod operations;
 mod provided;
+#[cfg_attr(test, allow(dead_code, reason = "unit tests drive a model of the kernel instead"))]
 mod ring;
 mod trial;
 
@@ -20,8 +23,11 @@ use super::{
     socket::{set_nonblocking, shut_down},
 };
 use io_uring::{opcode, types};
+#[cfg(test)]
+use model::Ring;
 use operations::{Operations, Step};
 use provided::{GROUP, Provided};
+#[cfg(not(test))]
 use ring::Ring;
 use std::{
     collections::VecDeque,
@@ -93,16 +99,26 @@ impl Uring {
     /// Opens a ring, tries it out, and says what it is like.
     pub(super) fn open(options: &Options) -> Result<(Self, String), DriverError> {
         let (ring, flags) = Ring::open(options.entries, options.completions)?;
+        let mut uring = Self::over(ring, options)?;
+        let reason = format!(
+            "io_uring with {flags}, {} receive buffers of {} bytes",
+            uring.provided.count(),
+            options.receive_buffer_bytes.max(1),
+        );
+        uring.try_out()?;
+        uring.stats = DriverStats::default();
+        uring.ring.enters = 0;
+        uring.listen_to_waker();
+        Ok((uring, reason))
+    }
+
+    /// A driver over a ring that nobody has used yet.
+    fn over(ring: Ring, options: &Options) -> Result<Self, DriverError> {
         let provided =
             Provided::register(&ring, options.receive_buffers, options.receive_buffer_bytes)?;
         let waker = Waker::of_counter()
             .map_err(|source| DriverError::Refused { call: "eventfd", source })?;
-        let reason = format!(
-            "io_uring with {flags}, {} receive buffers of {} bytes",
-            provided.count(),
-            options.receive_buffer_bytes.max(1),
-        );
-        let mut uring = Self {
+        Ok(Self {
             ring,
             provided: ManuallyDrop::new(provided),
             sockets: ManuallyDrop::new(Slots::new()),
@@ -112,12 +128,7 @@ impl Uring {
             backoffs: Backoffs::default(),
             accept_rest: options.accept_rest,
             stats: DriverStats::default(),
-        };
-        uring.try_out()?;
-        uring.stats = DriverStats::default();
-        uring.ring.enters = 0;
-        uring.listen_to_waker();
-        Ok((uring, reason))
+        })
     }
 
     fn listen_to_waker(&mut self) {
@@ -401,7 +412,7 @@ impl Drop for Uring {
             return;
         }
         // It fails only if nothing is registered.
-        let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+        let _ = self.ring.unregister_buffers(GROUP);
         // SAFETY: dropped here and never used again; no operation is in flight (all sockets are
         // gone, the waker's poll names no memory), so nobody else uses the memory either.
         unsafe {

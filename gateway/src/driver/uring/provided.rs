@@ -5,7 +5,7 @@
 
 use super::{
     super::{Buffer, DriverError, buffers::Ledger},
-    ring::Ring,
+    Ring,
 };
 use io_uring::types::BufRingEntry;
 use std::{
@@ -65,7 +65,7 @@ impl Provided {
         let address = entries.as_ptr() as u64;
         // SAFETY: the entries are page-aligned, zeroed, and live until `Drop`, which the driver runs
         // after the ring let go of all operations.
-        unsafe { ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0) }
+        unsafe { ring.register_buffers(address, count, GROUP) }
             .map_err(|source| DriverError::Refused { call: "io_uring_register buffers", source })?;
         for index in 0..count {
             provided.put(index);

@@ -28,7 +28,7 @@ type Setup = fn(&mut io_uring::Builder);
 pub(super) struct Completion {
     pub(super) user_data: u64,
     pub(super) result: i32,
-    flags: u32,
+    pub(super) flags: u32,
 }
 
 impl Completion {
@@ -96,9 +96,23 @@ impl Ring {
         Ok(Self { queues, backlog: VecDeque::new(), enters: 0 })
     }
 
-    /// For registering buffers.
-    pub(super) fn submitter(&self) -> io_uring::Submitter<'_> {
-        self.queues.submitter()
+    /// Registers a ring of `count` provided buffers at `address` as `group`.
+    ///
+    /// # Safety
+    /// The entries there, and the memory that they name, must live until the last operation has completed.
+    pub(super) unsafe fn register_buffers(
+        &self,
+        address: u64,
+        count: u16,
+        group: u16,
+    ) -> io::Result<()> {
+        // SAFETY: the caller keeps the memory.
+        unsafe { self.queues.submitter().register_buf_ring_with_flags(address, count, group, 0) }
+    }
+
+    /// Takes the buffers of `group` away from the kernel.
+    pub(super) fn unregister_buffers(&self, group: u16) -> io::Result<()> {
+        self.queues.submitter().unregister_buf_ring(group)
     }
 
     /// Queues an operation; enters the kernel only when the queue is full.

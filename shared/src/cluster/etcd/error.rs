@@ -53,7 +53,7 @@ impl EtcdError {
     }
 
     /// Whether the call failed because its lease does not exist; a new lease is needed.
-    pub(crate) fn is_lease_lost(&self) -> bool {
+    pub fn is_lease_lost(&self) -> bool {
         match self {
             Self::LeaseLost => true,
             Self::Refused { code, message } => {

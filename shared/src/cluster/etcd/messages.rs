@@ -76,6 +76,9 @@ pub struct RangeRequest {
     pub range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub limit: i64,
+    /// Reads what was at this revision; 0 means now.
+    #[prost(int64, tag = "4")]
+    pub revision: i64,
     #[prost(bool, tag = "8")]
     pub keys_only: bool,
     #[prost(bool, tag = "9")]
@@ -181,6 +184,12 @@ pub struct Compare {
 }
 
 impl Compare {
+    /// The condition that the key is there.
+    pub fn exists(key: Vec<u8>) -> Self {
+        let missing = Self::equal(key, CompareValue::CreateRevision(0));
+        Self { result: CompareResult::Greater.into(), ..missing }
+    }
+
     /// The condition that what `expected` names is equal to it. A missing key counts as one with zeros everywhere,
     /// and is never equal to a value.
     pub fn equal(key: Vec<u8>, expected: CompareValue) -> Self {

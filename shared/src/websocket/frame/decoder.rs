@@ -170,6 +170,17 @@ impl Decoder {
         DecoderState { role: self.role, is_closed: self.is_closed, partial }
     }
 
+    /// Text or binary, of the fragmented message that is open; `None` while none is.
+    pub fn open_kind(&self) -> Option<Opcode> {
+        let open = self.partial.as_ref().filter(|partial| !partial.is_delivered)?;
+        Some(if open.is_text { Opcode::Text } else { Opcode::Binary })
+    }
+
+    /// Bytes of a fragmented message that wait for its rest, for memory accounts.
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.payload.len())
+    }
+
     /// Whether a close frame was read or a rule was broken: what follows is not decoded.
     pub fn is_closed(&self) -> bool {
         self.is_closed

@@ -148,7 +148,8 @@ fn nothing_is_closed_or_handed_out_while_the_kernel_holds_it() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut world = World::new(seed);
-    for _ in 0..50_000 {
+    // Miri is some thousand times slower.
+    for _ in 0..if cfg!(miri) { 2_000 } else { 50_000 } {
         if world.random.bool() {
             world.request();
         } else {
@@ -159,13 +160,17 @@ fn nothing_is_closed_or_handed_out_while_the_kernel_holds_it() {
         world.slots.get_mut(token).expect("known").close();
         world.settle(token);
     }
-    // The kernel completes all that it holds: then every slot must be vacated.
-    for _ in 0..10_000 {
+    // The kernel completes all that it holds, which may be thousands: then every slot must be vacated.
+    for _ in 0..1_000_000 {
         world.complete();
+        if world.kernel.inputs.is_empty() && world.kernel.outputs.is_empty() {
+            break;
+        }
     }
     assert!(world.kernel.inputs.is_empty() && world.kernel.outputs.is_empty());
     assert_eq!(world.slots.len(), 0, "every socket found its end");
-    assert!(world.left > 100 && world.closed > 100, "the walk was long enough to mean something");
+    let is_long = world.left > 100 && world.closed > 100;
+    assert!(cfg!(miri) || is_long, "the walk was long enough to mean something");
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! Upkeep: what an operator changes while the gateway runs (configuration, bans), and what the process uses meanwhile.
+//!
+//! Rules and bans are snapshots that never change; a change makes new ones and posts them to every reactor. The invariant
+//! of a reload: everything that was read is good and takes effect, or nothing is changed.
+
+use std::sync::Arc;
+
+use shared::bans::BanList;
+use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
+use shared::cluster::etcd::EtcdError;
+use shared::config::{Config, Renewal, Sources};
+
+use super::plan::{Plan, rules};
+use crate::allowance;
+use crate::limits::Limits;
+use crate::logging::LogLevel;
+use crate::rules::Rules;
+
+/// Of what the process may use: accepting pauses at so many hundredths, and goes on below so many.
+const SCARCE: usize = 95;
+const ENOUGH: usize = 90;
+
+/// What became of a reload: what has changed, or every mistake.
+pub type Reloaded = Result<Renewal, Vec<String>>;
+
+/// What changes while the gateway runs.
+pub struct Upkeep {
+    config: Config,
+    sources: Option<Sources>,
+    log: Option<LogLevel>,
+    reactors: usize,
+    rules: Arc<Rules>,
+    bans: BanHandle,
+    limits: Arc<Limits>,
+    process_bytes: usize,
+}
+
+impl Upkeep {
+    /// Takes over what the plan says, and starts the keeper of bans on the runtime that calls this; the keeper ends when
+    /// all its handles are gone.
+    ///
+    /// Errors: etcd's endpoints cannot be read.
+    pub fn start(plan: &Plan, limits: Arc<Limits>) -> Result<Self, EtcdError> {
+        let store = plan.cluster.as_ref().map(|cluster| &cluster.discovery);
+        let (keeper, bans) = BanKeeper::new(store)?;
+        // It has no other owner than its handles, and nothing that needs to be waited for.
+        tokio::spawn(keeper.run());
+        Ok(Self {
+            config: plan.config.clone(),
+            sources: plan.sources.clone(),
+            log: plan.log.clone(),
+            reactors: plan.reactors,
+            rules: plan.rules.clone(),
+            bans,
+            limits,
+            process_bytes: allowance::process_bytes(),
+        })
+    }
+
+    /// The handle of the bans, for the port for administrators.
+    pub fn bans(&self) -> BanHandle {
+        self.bans.clone()
+    }
+
+    /// Waits for a change of the bans. May be dropped at any time.
+    pub async fn bans_changed(&mut self) -> Arc<BanList> {
+        match self.bans.changed().await {
+            Some(list) => Arc::new(list),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reads the configuration and the certificates again; returns what the reactors are to go by from now on.
+    ///
+    /// Errors: every mistake; nothing has changed then.
+    pub fn reload(&mut self) -> Result<(Arc<Rules>, Renewal), Vec<String>> {
+        let Some(sources) = &self.sources else {
+            return Err(vec![
+                "this gateway was not configured from files that could be read again".into(),
+            ]);
+        };
+        let texts = |errors: Vec<_>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let newer = sources.load().map_err(texts)?;
+        let (config, renewal) = self.config.renewed(&newer);
+        let mut mistakes = Vec::new();
+        let level = config.string("pitaya.log.level");
+        let filter = LogLevel::parse(level).map_err(|error| mistakes.push(error)).ok();
+        let built_in = (self.rules.local_type.clone(), self.rules.dictionary.clone());
+        let renewed = rules(&config, self.reactors, built_in, &mut mistakes);
+        let renewed = renewed.filter(|_| mistakes.is_empty()).ok_or_else(|| mistakes.clone())?;
+        let renewed = Arc::new(self.rules.renewed(renewed)?);
+        if let (Some(log), Some(filter)) = (&self.log, filter) {
+            log.set(filter).map_err(|error| vec![error])?;
+        }
+        self.config = config;
+        self.rules = renewed.clone();
+        Ok((renewed, renewal))
+    }
+
+    /// Looks whether the process comes close to what it may use; new connections wait then.
+    pub fn look_at_memory(&self) {
+        let Some(resident_bytes) = allowance::resident_bytes() else { return };
+        let hundredths = resident_bytes / (self.process_bytes / 100).max(1);
+        let bound = if self.limits.memory.is_scarce() { ENOUGH } else { SCARCE };
+        let is_scarce = hundredths >= bound;
+        let was_scarce = self.limits.memory.set_scarce(is_scarce);
+        if is_scarce && !was_scarce {
+            tracing::warn!(resident_bytes, "memory is scarce; new connections have to wait");
+        } else if was_scarce && !is_scarce {
+            tracing::info!(resident_bytes, "there is enough memory again");
+        }
+    }
+}
