@@ -30,6 +30,10 @@ pub enum Measure {
     LatencyP99Us,
     /// 99.9 % of the answers came within this, µs.
     LatencyP999Us,
+    /// Half of the handshakes were accepted within this after connecting began, µs.
+    ConnectP50Us,
+    /// 99 % of the handshakes were.
+    ConnectP99Us,
     /// Resident memory that a connection added to the frontend, bytes.
     GatewayConnectionBytes,
 }
@@ -48,7 +52,11 @@ impl Measure {
 
     /// What a scenario is measured for.
     pub fn of(scenario: &Scenario) -> &'static [Self] {
-        if scenario.is_idle { &[Self::GatewayConnectionBytes] } else { Self::LOADED }
+        match scenario.is_idle {
+            true if scenario.is_storm() => &[Self::ConnectP50Us, Self::ConnectP99Us],
+            true => &[Self::GatewayConnectionBytes],
+            false => Self::LOADED,
+        }
     }
 
     /// For people, with the unit.
@@ -62,6 +70,8 @@ impl Measure {
             Self::LatencyP50Us => "latency p50 µs",
             Self::LatencyP99Us => "latency p99 µs",
             Self::LatencyP999Us => "latency p99.9 µs",
+            Self::ConnectP50Us => "connecting p50 µs",
+            Self::ConnectP99Us => "connecting p99 µs",
             Self::GatewayConnectionBytes => "frontend bytes/connection",
         }
     }
@@ -82,6 +92,8 @@ impl Measure {
             Self::LatencyP50Us => report.latency_us.map(|times| times.p50),
             Self::LatencyP99Us => report.latency_us.map(|times| times.p99),
             Self::LatencyP999Us => report.latency_us.map(|times| times.p999),
+            Self::ConnectP50Us => report.connect_us.map(|times| times.p50),
+            Self::ConnectP99Us => report.connect_us.map(|times| times.p99),
             Self::GatewayConnectionBytes => {
                 let gateway = report.processes.iter().find(|process| process.name == "gateway")?;
                 gateway.rss_bytes_per_connection

@@ -23,6 +23,7 @@ const SHOWN: &[Measure] = &[
     Measure::WorkerCpuUs,
     Measure::NatsCpuUs,
     Measure::LatencyP99Us,
+    Measure::ConnectP99Us,
     Measure::GatewayConnectionBytes,
 ];
 

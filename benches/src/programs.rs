@@ -80,6 +80,32 @@ pub fn repository() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
+/// Gateway and worker in release mode, beside this program: figures of a debug build would say nothing.
+///
+/// Errors: this is a debug build itself, or cargo fails.
+pub fn build_release() -> Result<()> {
+    if cfg!(debug_assertions) {
+        bail!("this is a debug build; use ./dev bench, or cargo run --release");
+    }
+    let mut command = Command::new("cargo");
+    command.args(["build", "--release", "--locked", "--quiet"]);
+    // This package too: cargo unites the features of what it builds together, and with another set it would build all
+    // dependencies a second time.
+    command.args([
+        "-p",
+        "dragonfruit-benches",
+        "-p",
+        "dragonfruit-gateway",
+        "-p",
+        "dragonfruit-worker",
+    ]);
+    let status = command.current_dir(repository()).status().context("cargo cannot be started")?;
+    if !status.success() {
+        bail!("gateway and worker cannot be built");
+    }
+    Ok(())
+}
+
 /// First line of what a program says of its version; empty when it says nothing.
 pub fn version(program: &Path, flag: &str) -> String {
     let output = Command::new(program).arg(flag).stdin(Stdio::null()).output();

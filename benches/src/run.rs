@@ -7,14 +7,15 @@ use clap::Parser;
 use client::load::{self, LoadOptions, ProcessName, Report};
 use serde::Serialize;
 
+use crate::listener::Listener;
 use crate::machine::{Noise, NoiseWatch};
 use crate::scenario::Scenario;
 use crate::systems::{System, SystemName};
 
 /// Longest time under load before measuring.
 const WARMUP_MAX: Duration = Duration::from_secs(2);
-/// Connections a second while idle ones are opened: slow enough for a Go frontend's accept queue.
-const IDLE_CONNECT_RATE: u32 = 2_000;
+/// The player that pushes go to.
+const LISTENER: &str = "listener";
 
 /// What came out.
 #[derive(Debug, Serialize)]
@@ -53,7 +54,13 @@ pub(crate) fn load_options(
     options.rate = (scenario.rate > 0).then_some(scenario.rate);
     options.idle = scenario.is_idle;
     if scenario.is_idle {
-        options.connect_rate = IDLE_CONNECT_RATE;
+        options.connect_rate = scenario.connect_rate;
+    }
+    if scenario.pushes > 0 {
+        let (pushes, bytes) = (scenario.pushes, scenario.payload_bytes);
+        "room.test.push".clone_into(&mut options.route);
+        options.payload =
+            Some(format!("{{\"name\":\"{LISTENER}\",\"n\":{pushes},\"size\":{bytes}}}"));
     }
     if scenario.is_probe() {
         options.duration = Duration::from_millis(50);
@@ -84,6 +91,10 @@ pub fn run(
         seconds => Duration::from_secs(u64::from(seconds)),
     };
     options.warmup = (duration / 4).min(WARMUP_MAX);
+    let _listener = match scenario.pushes {
+        0 => None,
+        _ => Some(Listener::bind(&address, LISTENER)?),
+    };
     let watch = NoiseWatch::start(&processes);
     let report = load::run(&options)?;
     let noise = watch.end();

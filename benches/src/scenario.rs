@@ -33,6 +33,10 @@ pub struct Scenario {
     pub rate: u32,
     /// Heartbeats only; measured once, on systems that were started for it.
     pub is_idle: bool,
+    /// Connections a second are opened, 0 = as fast as the server takes them. Idle loads only.
+    pub connect_rate: u32,
+    /// Pushes that each request asks for, to one bound player who only listens; 0 = an echo.
+    pub pushes: u32,
     /// Seconds that are measured; 0 = as the command line says.
     pub seconds: u32,
     /// Whether it belongs to the short run.
@@ -50,6 +54,8 @@ const HEADLINE: Scenario = Scenario {
     compression: Compression::Default,
     rate: 0,
     is_idle: false,
+    connect_rate: 0,
+    pushes: 0,
     seconds: 0,
     is_default: true,
 };
@@ -110,17 +116,93 @@ pub const ALL: &[Scenario] = &[
         ..OTHER
     },
     Scenario {
+        name: "rate10000",
+        title: "10,000 requests a second at fixed times, 100 connections",
+        in_flight: 100,
+        rate: 10_000,
+        ..OTHER
+    },
+    Scenario {
+        name: "push",
+        title: "100 connections, each request pushes one message to one other player",
+        pushes: 1,
+        ..OTHER
+    },
+    Scenario {
+        name: "pushes",
+        title: "100 connections, each request pushes twenty messages to one other player",
+        pushes: 20,
+        ..OTHER
+    },
+    Scenario {
+        name: "storm",
+        title: "2,000 connections at once",
+        connections: 2_000,
+        is_idle: true,
+        seconds: 1,
+        ..OTHER
+    },
+    Scenario {
         name: "idle",
         title: "10,000 idle connections",
         connections: 10_000,
         is_idle: true,
+        // Slow enough for a Go frontend's accept queue.
+        connect_rate: 2_000,
         // One second more than the heartbeat interval of both, so that each connection has had one.
         seconds: 31,
         ..HEADLINE
     },
+    Scenario {
+        name: "idlewebsocket",
+        title: "10,000 idle connections, WebSocket",
+        connections: 10_000,
+        is_web_socket: true,
+        is_idle: true,
+        connect_rate: 2_000,
+        seconds: 31,
+        ..OTHER
+    },
 ];
 
+/// Every combination of connections, requests in flight, size, transport and compression: hours, where the list above
+/// is minutes. Named `grid-CONNECTIONS-IN_FLIGHT-BYTES-TRANSPORT-COMPRESSION`.
+pub fn grid() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    for connections in [1, 100, 1_000, 10_000] {
+        for in_flight in [1, 4, 16] {
+            for payload_bytes in [64, 512] {
+                for is_web_socket in [false, true] {
+                    for compression in [Compression::Default, Compression::Off] {
+                        let size = Scenario { connections, in_flight, payload_bytes, ..OTHER };
+                        all.push(Scenario { is_web_socket, compression, ..size }.named());
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
 impl Scenario {
+    /// Called after what it does. The texts live as long as the program, like those of the list.
+    fn named(self) -> Self {
+        let transport = if self.is_web_socket { "ws" } else { "tcp" };
+        let compression = if self.compression == Compression::Off { "off" } else { "default" };
+        let Self { connections, in_flight, payload_bytes, .. } = self;
+        let name =
+            format!("grid-{connections}-{in_flight}-{payload_bytes}-{transport}-{compression}");
+        let title = format!(
+            "{connections} connections, {in_flight} in flight each, {payload_bytes} bytes, {transport}, compression {compression}"
+        );
+        Self { name: name.leak(), title: title.leak(), ..self }
+    }
+
+    /// Whether it is about connecting.
+    pub(crate) fn is_storm(&self) -> bool {
+        self.is_idle && self.connect_rate == 0
+    }
+
     /// One connection for a moment, to see whether a system answers.
     pub(crate) fn probe() -> Self {
         Self { name: "probe", title: "", connections: 1, ..HEADLINE }
@@ -129,5 +211,21 @@ impl Scenario {
     /// Whether it is for seeing that a system answers, not for measuring.
     pub(crate) fn is_probe(&self) -> bool {
         self.name == "probe"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_load_has_a_name_of_its_own() {
+        let grid = grid();
+        assert_eq!(grid.len(), 96);
+        let mut names: Vec<&str> = ALL.iter().chain(&grid).map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 }

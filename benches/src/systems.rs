@@ -106,6 +106,32 @@ pub struct Setup {
     pub reactors: u32,
     /// Our gateway's driver: `auto`, `uring` or `epoll`.
     pub driver: String,
+    /// Runs one program of ours under callgrind.
+    pub instrument: Option<Instrument>,
+}
+
+/// A program that runs under callgrind, counting nothing until it is told to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instrument {
+    /// `gateway` or `worker`.
+    pub program: String,
+    /// Where valgrind is.
+    pub valgrind: PathBuf,
+    /// Where the counts go when the program ends.
+    pub out: PathBuf,
+}
+
+impl Setup {
+    /// The command that starts a program of ours.
+    fn command(&self, name: &str, path: &Path) -> Command {
+        let Some(instrument) = self.instrument.as_ref().filter(|one| one.program == name) else {
+            return Command::new(path);
+        };
+        let mut command = Command::new(&instrument.valgrind);
+        command.args(["--tool=callgrind", "--instr-atstart=no"]);
+        command.arg(format!("--callgrind-out-file={}", instrument.out.display())).arg(path);
+        command
+    }
 }
 
 /// etcd and the systems, running. Fields are dropped in order: systems first.
@@ -186,12 +212,12 @@ fn start_ours(binaries: &Binaries, setup: &Setup, endpoint: &str, folder: &Path)
         command.args(["--set", "pitaya.cluster.sd.etcd.prefix=ours/"]);
         command.args(["--set", "pitaya.admin.listen=127.0.0.1:0", "--log", "warn"]);
     };
-    let mut command = Command::new(&binaries.worker);
+    let mut command = setup.command("worker", &binaries.worker);
     command.arg("--test-routes");
     cluster(&mut command);
     let worker = Program::start("worker", folder, &mut command)?;
     let ports = folder.join("ports.json");
-    let mut command = Command::new(&binaries.gateway);
+    let mut command = setup.command("gateway", &binaries.gateway);
     command.args(["--tcp", "127.0.0.1:0", "--ws", "127.0.0.1:0", "--ports-file"]).arg(&ports);
     command.args(["--threads", &setup.reactors.to_string()]);
     command.args(["--set", &format!("pitaya.gateway.driver={}", setup.driver)]);

@@ -372,14 +372,15 @@ pub fn send(
         client.homes.set(home);
     }
     let is_local = bus.targets.is_local(target);
+    let bytes = encoded.encoded_bytes();
     if let Carrier::Nats(lines) = &bus.carrier
         && !is_local
-        && encoded.encoded_bytes() > lines.payload_bytes_max
+        && bytes > lines.payload_bytes_max
     {
         return Err(Refusal::new(FailReason::TooLarge, code::UNKNOWN, PAYLOAD_TOO_LARGE));
     }
     if request.is_notify {
-        send_notify(&encoded, target, bus);
+        send_notify(&encoded, bytes, target, bus);
         return Ok(());
     }
     let pending = Pending {
@@ -398,13 +399,14 @@ pub fn send(
     };
     // Nobody else can take what was chosen for one server.
     let is_kept = request.chosen.is_none() && bus.targets.has_alternative(request.server_type);
-    send_request(&encoded, token, target, is_kept, bus);
+    send_request(&encoded, bytes, token, target, is_kept, bus);
     client.in_flight += 1;
     Ok(())
 }
 
 fn send_request(
     encoded: &SysRequest<'_>,
+    bytes: usize,
     token: u32,
     target: u32,
     is_kept: bool,
@@ -414,12 +416,11 @@ fn send_request(
     let Some(target) = bus.targets.begin(target) else { return };
     match (&mut bus.carrier, &bus.local) {
         (_, Some(carrier)) if is_local => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.request(token, Bytes::from(request));
         }
         (Carrier::Nats(lines), _) => {
-            let bytes = encoded.encoded_bytes();
             lines.request_head(&target.subject, token, bytes);
             let start = lines.out.len();
             encoded.encode(&mut lines.out);
@@ -434,17 +435,16 @@ fn send_request(
 
 /// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
 /// state is kept here (cluster protocol 23.2).
-fn send_notify(encoded: &SysRequest<'_>, target: u32, bus: &mut BusState) {
+fn send_notify(encoded: &SysRequest<'_>, bytes: usize, target: u32, bus: &mut BusState) {
     let is_local = bus.targets.is_local(target);
     let Some(target) = bus.targets.find(target) else { return };
     match (&mut bus.carrier, &bus.local) {
         (_, Some(carrier)) if is_local => {
-            let mut request = Vec::with_capacity(encoded.encoded_bytes());
+            let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.notify(Bytes::from(request));
         }
         (Carrier::Nats(lines), _) => {
-            let bytes = encoded.encoded_bytes();
             lines.published += 1;
             encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
             encoded.encode(&mut lines.out);

@@ -40,6 +40,34 @@ impl<'a> Route<'a> {
     /// # Errors
     /// [`RouteError::EmptyField`] before [`RouteError::Invalid`], as in Pitaya: `..` has an empty field.
     pub fn parse(text: &'a str) -> Result<Self, RouteError> {
+        Self::parse_plain(text).map_or_else(|| Self::parse_any(text), Ok)
+    }
+
+    /// Nearly every route: two or three parts of visible ASCII, in one pass over the bytes. Whatever is not plain is
+    /// left to [`Route::parse_any`], which is several times slower.
+    fn parse_plain(text: &'a str) -> Option<Self> {
+        let (mut dots, mut count) = ([0; 2], 0);
+        for (at, byte) in text.bytes().enumerate() {
+            match byte {
+                b'.' => {
+                    *dots.get_mut(count)? = at;
+                    count += 1;
+                }
+                b'!'..=b'~' => {}
+                _ => return None,
+            }
+        }
+        let [first, second] = dots;
+        let part = |start, end| text.get(start..end).filter(|part| !part.is_empty());
+        let (server_type, service, method) = match count {
+            1 => (None, part(0, first)?, part(first + 1, text.len())?),
+            2 => (Some(part(0, first)?), part(first + 1, second)?, part(second + 1, text.len())?),
+            _ => return None,
+        };
+        Some(Self { server_type, service, method })
+    }
+
+    fn parse_any(text: &'a str) -> Result<Self, RouteError> {
         if text.split('.').any(|part| part.trim().is_empty()) {
             return Err(RouteError::EmptyField);
         }
@@ -82,6 +110,25 @@ mod tests {
             (short.to_string(), full.to_string()),
             ("room.join".into(), "Game.room. join".into())
         );
+    }
+
+    #[test]
+    fn the_short_way_and_the_long_way_agree() {
+        let pieces = ["", ".", "a", "~", "!", " ", "\t", "\u{7f}", "\u{85}", "\u{a0}", "é"];
+        let mut texts = vec![String::new()];
+        for _ in 0..4 {
+            let longer = |text: &String| pieces.map(|piece| format!("{text}{piece}"));
+            texts = texts.iter().flat_map(longer).collect();
+            texts.sort();
+            texts.dedup();
+        }
+        let mut plain = 0;
+        for text in &texts {
+            let Some(route) = Route::parse_plain(text) else { continue };
+            assert_eq!(Route::parse_any(text), Ok(route), "{text:?}");
+            plain += 1;
+        }
+        assert!(plain > 20, "{plain}");
     }
 
     #[test]

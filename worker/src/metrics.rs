@@ -3,11 +3,11 @@
 //! Times are recorded for each request; everything else is kept by its own part and copied into the exporter when
 //! somebody asks. Labels come from closed sets: the routes of the application, and the codes of the framework.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
+use hashbrown::HashMap;
 use shared::metrics::{
     CodeLabel, DelayType, Exporter, FailReason, MetricError, ResponseType, Summary,
 };

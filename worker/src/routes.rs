@@ -1,8 +1,8 @@
 //! The tables of an application: which handler answers which route. Fixed at start.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use shared::error::code;
 use shared::route::Route;
 

@@ -51,7 +51,8 @@ impl App {
 
     /// The same with a configuration of the caller's.
     pub async fn run_with(self, config: &Config) -> Result<()> {
-        self.run_until(config, signals()?).await
+        // Boxed once here, so that the futures of callers stay small.
+        Box::pin(self.run_until(config, signals()?)).await
     }
 
     /// The same until a message or the end of `stops`. A second message ends the wait for what still runs.

@@ -10,7 +10,7 @@
 //! a queue is not started, and a handler is dropped at its deadline. Every request is answered exactly once, and a
 //! panic anywhere in its path is an answer too.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use hashbrown::DefaultHashBuilder;
 use prost::Message as _;
 use shared::cluster::discovery::Discovery;
 use shared::error::code;
@@ -32,6 +33,7 @@ use crate::answer;
 use crate::call::{Context, Environment};
 use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
+use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
 use crate::listeners::{self, Listener};
 use crate::metadata;
@@ -92,7 +94,7 @@ struct Inner {
     overload: Overload,
     running: Semaphore,
     limits: Limits,
-    keys: RandomState,
+    keys: DefaultHashBuilder,
     times: OnceLock<HandlerTimes>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
@@ -106,22 +108,35 @@ pub(crate) struct Began {
 }
 
 /// What goes through the queues of sessions.
-#[expect(clippy::large_enum_variant, reason = "nearly all are messages, which need no other place")]
 enum Job {
     Message(Message),
     /// Something that has to come after the messages.
     Event(BoxFuture<'static, ()>),
 }
 
-/// One request on its way through the queues.
+/// One request on its way through the queues. Small, because queues, tasks and futures copy it.
 struct Message {
-    request: proto::Request,
-    msg: proto::Msg,
+    decoded: Box<Decoded>,
     arrived: Instant,
     /// How long the transport's caller waits.
     limit: Option<Duration>,
     reply: Reply,
     permit: Permit,
+}
+
+/// What a request says.
+struct Decoded {
+    request: proto::Request,
+    msg: proto::Msg,
+}
+
+/// A request that has passed all checks.
+struct Checked<'a> {
+    handler: &'a AnyHandler,
+    context: Arc<Context>,
+    message: Bytes,
+    deadline: Instant,
+    is_notify: bool,
 }
 
 /// A request that could start; dropped when it does, or is given up.
@@ -161,7 +176,7 @@ impl Service {
             overload: Overload::new(limits.waiting_age_max),
             running: Semaphore::new(limits.running_max.clamp(1, Semaphore::MAX_PERMITS)),
             limits,
-            keys: RandomState::new(),
+            keys: DefaultHashBuilder::default(),
             times: OnceLock::new(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
@@ -189,15 +204,15 @@ impl Service {
             inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
-        let (request, msg) = match decode(request) {
-            Ok(parts) => parts,
+        let decoded = match decode(request) {
+            Ok(decoded) => decoded,
             Err(error) => {
                 inner.environment.counters.add(Counter::Failed);
                 return reply.send(answer::error(error));
             }
         };
-        let key = inner.session_key(&request, &msg);
-        let job = Job::Message(Message { request, msg, arrived, limit, reply, permit });
+        let key = inner.session_key(&decoded);
+        let job = Job::Message(Message { decoded, arrived, limit, reply, permit });
         let Some(key) = key else { return self.spawn(job, arrived) };
         if let Some(Job::Message(message)) = self.enqueue(key, job, arrived) {
             inner.environment.counters.add(Counter::Busy);
@@ -225,7 +240,7 @@ impl Service {
         match self.0.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
                 let ready = Ready::new(&self.0, arrived);
-                self.0.runtime.spawn(async move {
+                self.spawn_boxed(async move {
                     ready.inner.clone().run_session(key, job, ready).await;
                 });
                 None
@@ -237,7 +252,12 @@ impl Service {
 
     fn spawn(&self, job: Job, arrived: Instant) {
         let ready = Ready::new(&self.0, arrived);
-        self.0.runtime.spawn(async move { ready.inner.clone().run(job, ready).await });
+        self.spawn_boxed(async move { ready.inner.clone().run(job, ready).await });
+    }
+
+    /// Boxed, because the runtime copies a future of its own several times: with the handler's call in it, it is large.
+    fn spawn_boxed(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.0.runtime.spawn(Box::pin(future));
     }
 
     /// The largest answer that the link can carry, in bytes of an encoded `protos.Response`. 1 MiB until set.
@@ -342,7 +362,8 @@ impl Service {
 
 impl Inner {
     /// Which queue a request belongs to; none when nothing orders it.
-    fn session_key(&self, request: &proto::Request, msg: &proto::Msg) -> Option<u64> {
+    fn session_key(&self, decoded: &Decoded) -> Option<u64> {
+        let Decoded { request, msg } = decoded;
         let is_sys = request.r#type == i32::from(proto::RpcType::Sys);
         let session = request.session.as_ref().filter(|session| is_sys && session.id != 0)?;
         let is_ordered = !self.routes.is_concurrent(&msg.route);
@@ -363,7 +384,7 @@ impl Inner {
 
     /// Answers one request. Never panics, or its session would be stuck.
     async fn run(&self, job: Job, ready: Ready) {
-        let Message { request, msg, arrived, limit, reply, permit } = match job {
+        let Message { decoded, arrived, limit, reply, permit } = match job {
             Job::Message(message) => message,
             Job::Event(work) => {
                 drop(ready);
@@ -373,11 +394,10 @@ impl Inner {
                 return;
             }
         };
-        let route = msg.route.clone();
-        let session_id = request.session.as_ref().map_or(0, |session| session.id);
+        let route = decoded.msg.route.clone();
+        let session_id = decoded.request.session.as_ref().map_or(0, |session| session.id);
         let waited = arrived.elapsed();
-        let times = (arrived, limit);
-        let serve = AssertUnwindSafe(async { self.serve(request, msg, times, ready).await });
+        let serve = AssertUnwindSafe(self.serve(decoded, (arrived, limit), ready));
         let outcome = serve.catch_unwind().await.unwrap_or_else(|panic| {
             self.environment.note_panic(&route, "a request");
             Err(error_of_panic(&*panic, route.rsplit('.').next().unwrap_or_default()))
@@ -398,14 +418,38 @@ impl Inner {
         drop(permit);
     }
 
-    /// The checks of cluster protocol 5.3 in their order, then the handler. Returns `Response.data`.
+    /// Checks a request and runs its handler. Returns `Response.data`.
     async fn serve(
         &self,
-        request: proto::Request,
-        msg: proto::Msg,
-        (arrived, limit): (Instant, Option<Duration>),
+        decoded: Box<Decoded>,
+        times: (Instant, Option<Duration>),
         ready: Ready,
     ) -> Result<Bytes> {
+        let checked = self.check(decoded, times)?;
+        let Checked { handler, context, message, deadline, is_notify } = checked;
+        let side = if context.session.is_some() { Side::Client } else { Side::Server };
+        let is_acknowledged = side == Side::Client && is_notify;
+        let finish = |data| if is_acknowledged { answer::ack() } else { data };
+        let key = routes::key(&context.route)?;
+        let call = (&context, message);
+        let run = async {
+            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
+            if side == Side::Client {
+                // A session that has gone meanwhile has nobody to save for.
+                let _ = Session::save_changes(&context).await;
+            }
+            outcome
+        };
+        self.within(deadline, ready, run).await
+    }
+
+    /// The checks of cluster protocol 5.3 in their order. Apart from what waits, so that no future holds its parts.
+    fn check(
+        &self,
+        decoded: Box<Decoded>,
+        (arrived, limit): (Instant, Option<Duration>),
+    ) -> Result<Checked<'_>> {
+        let Decoded { request, msg } = *decoded;
         let timeout = metadata::request_timeout(&request.metadata)?;
         let timeout = timeout.unwrap_or(self.environment.request_timeout);
         let deadline = arrived + limit.map_or(timeout, |limit| limit.min(timeout));
@@ -424,7 +468,6 @@ impl Inner {
                 return Err(error.with("route", &msg.route));
             }
         };
-        let side = if session.is_some() { Side::Client } else { Side::Server };
         let context = Arc::new(Context {
             environment: Arc::clone(&self.environment),
             route: msg.route,
@@ -434,19 +477,7 @@ impl Inner {
             session,
             values: Mutex::default(),
         });
-        let is_acknowledged = side == Side::Client && is_notify;
-        let finish = |data| if is_acknowledged { answer::ack() } else { data };
-        let key = routes::key(&context.route)?;
-        let call = (&context, msg.data);
-        let run = async {
-            let outcome = self.routes.pipelines.call(side, key, handler, call, finish).await;
-            if side == Side::Client {
-                // A session that has gone meanwhile has nobody to save for.
-                let _ = Session::save_changes(&context).await;
-            }
-            outcome
-        };
-        self.within(deadline, ready, run).await
+        Ok(Checked { handler, context, message: msg.data, deadline, is_notify })
     }
 
     /// Runs a handler, with what is around it, until its deadline, where it is dropped.
@@ -479,10 +510,10 @@ impl Inner {
 }
 
 /// The request and the message in it; both are needed to say anything about it.
-fn decode(bytes: Bytes) -> Result<(proto::Request, proto::Msg)> {
+fn decode(bytes: Bytes) -> Result<Box<Decoded>> {
     let unreadable = |text: &str| Error::new(code::BAD_REQUEST, text);
     let mut request =
         proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
     let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
-    Ok((request, msg))
+    Ok(Box::new(Decoded { request, msg }))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use benches::figures::Row;
 use benches::machine::Machine;
-use benches::programs::{end_on_signals, repository};
+use benches::programs::{build_release, end_on_signals};
 use benches::run::{Run, run};
 use benches::scenario::{self, Compression, Scenario};
 use benches::systems::{Binaries, GO_FOLDER_VARIABLE, Setup, Systems};
@@ -29,6 +29,9 @@ struct Flags {
     /// All loads, not only the three that matter most
     #[arg(long)]
     full: bool,
+    /// Every combination of connections, requests in flight, size, transport and compression; takes hours
+    #[arg(long)]
+    grid: bool,
     /// Only these loads, by name, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
@@ -55,7 +58,7 @@ struct Flags {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     if flags.list {
-        for scenario in scenario::ALL {
+        for scenario in everything() {
             println!("{:<16} {}", scenario.name, scenario.title);
         }
         return ExitCode::SUCCESS;
@@ -97,45 +100,28 @@ fn compare(flags: &Flags) -> Result<()> {
     write_files(flags, &machine, &scenarios, &runs, &rows)
 }
 
+/// The list, then the grid.
+fn everything() -> Vec<Scenario> {
+    scenario::ALL.iter().cloned().chain(scenario::grid()).collect()
+}
+
 fn chosen(flags: &Flags) -> Result<Vec<Scenario>> {
+    let mut all = everything();
     for name in &flags.only {
-        if !scenario::ALL.iter().any(|scenario| scenario.name == name) {
+        if !all.iter().any(|scenario| scenario.name == name) {
             bail!("there is no load called {name}; --list prints them");
         }
     }
-    let is_meant = |scenario: &&Scenario| match flags.only.as_slice() {
+    let is_of_grid = |scenario: &Scenario| scenario.name.starts_with("grid-");
+    all.retain(|scenario| match flags.only.as_slice() {
+        [] if is_of_grid(scenario) => flags.grid,
         [] => flags.full || scenario.is_default,
         names => names.iter().any(|name| name == scenario.name),
-    };
-    let mut scenarios: Vec<Scenario> = scenario::ALL.iter().filter(is_meant).cloned().collect();
-    for scenario in scenarios.iter_mut().filter(|scenario| scenario.rate > 0) {
+    });
+    for scenario in all.iter_mut().filter(|scenario| scenario.name == "rate") {
         scenario.rate = flags.rate.unwrap_or(scenario.rate);
     }
-    Ok(scenarios)
-}
-
-/// Gateway and worker in release mode, beside this program: figures of a debug build would say nothing.
-fn build_release() -> Result<()> {
-    if cfg!(debug_assertions) {
-        bail!("this is a debug build; use ./dev bench, or cargo run --release");
-    }
-    let mut command = std::process::Command::new("cargo");
-    command.args(["build", "--release", "--locked", "--quiet"]);
-    // This package too: cargo unites the features of what it builds together, and with another set it would build all
-    // dependencies a second time.
-    command.args([
-        "-p",
-        "dragonfruit-benches",
-        "-p",
-        "dragonfruit-gateway",
-        "-p",
-        "dragonfruit-worker",
-    ]);
-    let status = command.current_dir(repository()).status().context("cargo cannot be started")?;
-    if !status.success() {
-        bail!("gateway and worker cannot be built");
-    }
-    Ok(())
+    Ok(all)
 }
 
 /// The loads by the setup that they need. Idle connections get fresh systems, because memory that an earlier load has
@@ -147,7 +133,8 @@ fn setups<'s>(flags: &Flags, scenarios: &'s [Scenario]) -> Vec<(Setup, Vec<&'s S
         let meant = scenarios
             .iter()
             .filter(|scenario| scenario.compression == compression && scenario.is_idle == is_idle);
-        let setup = Setup { compression, reactors: flags.reactors, driver: flags.driver.clone() };
+        let (reactors, driver) = (flags.reactors, flags.driver.clone());
+        let setup = Setup { compression, reactors, driver, instrument: None };
         (setup, meant.collect::<Vec<_>>())
     };
     kinds.into_iter().map(setup).filter(|(_, scenarios)| !scenarios.is_empty()).collect()

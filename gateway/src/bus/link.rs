@@ -211,14 +211,14 @@ impl Socket {
             let wants_barrier = std::mem::take(&mut lines.wants_barrier);
             let mut plain = std::mem::take(self.client.out());
             if is_accepted {
-                plain.append(&mut lines.out);
+                move_behind(&mut plain, &mut lines.out);
             }
             if is_accepted && wants_barrier {
                 lines.barrier = Some(self.client.ping());
                 plain.append(self.client.out());
             }
             match &mut self.tls {
-                None => buffer.append(&mut plain),
+                None => move_behind(buffer, &mut plain),
                 Some(tls) => tls.encrypt(&plain)?,
             }
             plain.clear();
@@ -238,6 +238,16 @@ impl Socket {
             self.tls = Some(Tls::new(config.clone(), &self.server.host)?);
         }
         Ok(())
+    }
+}
+
+/// Moves bytes to the end of a buffer. Nearly always that buffer is empty, and then the two change places: the lines of
+/// a turn reach the socket without being copied.
+fn move_behind(buffer: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+    if buffer.is_empty() {
+        std::mem::swap(buffer, bytes);
+    } else {
+        buffer.append(bytes);
     }
 }
 

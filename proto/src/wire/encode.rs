@@ -52,8 +52,6 @@ impl SysRequest<'_> {
             "Go answers a request without metadata with an error"
         );
         let start = out.len();
-        let encoded_bytes = self.encoded_bytes();
-        out.reserve(encoded_bytes);
         put_slice(FIELD_2_BYTES, self.session, out);
         out.push(FIELD_3_BYTES);
         put_varint(self.msg_bytes() as u64, out);
@@ -68,7 +66,7 @@ impl SysRequest<'_> {
         }
         put_optional_slice(FIELD_4_BYTES, self.frontend_id.as_bytes(), out);
         put_optional_slice(FIELD_5_BYTES, self.metadata, out);
-        debug_assert_eq!(out.len() - start, encoded_bytes);
+        debug_assert_eq!(out.len() - start, self.encoded_bytes());
     }
 
     fn msg_bytes(&self) -> usize {

@@ -23,6 +23,10 @@ const AHEAD: u64 = 4096;
 /// How many empty messages are sent at most. Another connection of the same queue group gets some of them.
 const FILLERS_MAX: u64 = 4 * AHEAD;
 
+/// Messages that are taken in a row at most. Looking at everything else that a feed waits for costs about as much as
+/// taking a message, and need not be done for each.
+const ROW_MAX: u64 = 64;
+
 /// One connection's subscription to the server's subject.
 pub struct Inlet {
     /// The connection.
@@ -54,8 +58,9 @@ pub async fn feed(inlet: Inlet, service: Service, link: NatsLink, ending: Ending
         tokio::select! {
             message = subscriber.next() => {
                 let Some(message) = message else { return };
-                received += 1;
+                service.set_answer_bytes_max(link.payload_bytes_max());
                 hand_over(message, &service, &link);
+                received += 1 + hand_over_row(&mut subscriber, &service, &link);
                 continue;
             }
             () = stopped(&mut stop), if !is_stopping => {
@@ -84,9 +89,19 @@ pub async fn feed(inlet: Inlet, service: Service, link: NatsLink, ending: Ending
             fillers = Some(fill(&client, &subject).boxed()).into();
         }
     }
-    while let Some(Some(message)) = subscriber.next().now_or_never() {
-        hand_over(message, &service, &link);
+    while hand_over_row(&mut subscriber, &service, &link) > 0 {}
+}
+
+/// Hands over what has arrived already, without waiting; returns how many.
+fn hand_over_row(subscriber: &mut Subscriber, service: &Service, link: &NatsLink) -> u64 {
+    let mut count = 0;
+    while count < ROW_MAX
+        && let Some(Some(message)) = subscriber.next().now_or_never()
+    {
+        hand_over(message, service, link);
+        count += 1;
     }
+    count
 }
 
 /// Whether the connection was lost and made again at some time.
@@ -112,7 +127,6 @@ fn hand_over(message: Message, service: &Service, link: &NatsLink) {
         None if message.payload.is_empty() => return,
         None => Reply::discard(),
     };
-    service.set_answer_bytes_max(link.payload_bytes_max());
     service.handle(message.payload, reply);
 }
 

@@ -71,7 +71,7 @@ impl NatsLink {
 
     /// The largest message that the server takes.
     pub fn payload_bytes_max(&self) -> usize {
-        self.client().max_payload()
+        self.0.outbox().client.max_payload()
     }
 
     /// The connection of this moment.
