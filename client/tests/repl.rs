@@ -191,8 +191,7 @@ fn an_address_that_nobody_listens_on_fails_at_once() {
     let (text, is_content) =
         repl(&[], &format!("connect {address}\nconnect wss://{address}\nconnect\n"));
     assert!(!is_content);
-    assert!(text.starts_with("error: cannot connect: "), "{text}");
-    assert!(text.contains("error: TLS is not supported"), "{text}");
+    assert_eq!(text.matches("error: cannot connect: ").count(), 2, "{text}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Ledger {
     }
 
     /// How many buffers there are.
+    #[cfg(test)]
     pub(super) fn total(&self) -> usize {
         self.is_out.len()
     }

@@ -304,6 +304,9 @@ impl Uring {
 
     /// Lets as many starved sockets receive again as there are buffers: more would only fail.
     fn feed_starved(&mut self) {
+        if !self.starved.is_empty() {
+            self.provided.offer_more();
+        }
         for _ in 0..self.provided.with_kernel() {
             let Some(token) = self.starved.pop_front() else { return };
             if let Some(socket) = self.sockets.get_mut(token) {

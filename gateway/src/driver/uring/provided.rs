@@ -20,6 +20,9 @@ pub(super) const GROUP: u16 = 0;
 const PAGE_BYTES_MAX: usize = 64 * 1024;
 /// The most entries that the kernel accepts.
 const BUFFERS_MAX: u16 = 1 << 15;
+/// Buffers that the kernel gets at first. It takes them in turn, so all that it has become resident sooner or later; most
+/// gateways never need more than these at once.
+const OFFERED_FIRST: u16 = 128;
 
 /// Provided buffers and their memory.
 ///
@@ -33,12 +36,14 @@ pub(super) struct Provided {
     memory: NonNull<[u8]>,
     buffer_bytes: u32,
     count: u16,
+    /// Buffers below this index have been given to the kernel; the others, and their memory, are untouched.
+    offered: u16,
     tail: u16,
     ledger: Ledger,
 }
 
 impl Provided {
-    /// Takes the memory, registers it, and gives all buffers to the kernel.
+    /// Takes the memory, registers it, and gives the first buffers to the kernel.
     pub(super) fn register(
         ring: &Ring,
         buffers: u16,
@@ -60,17 +65,36 @@ impl Provided {
         let memory = vec![0_u8; usize::from(count) * buffer_bytes as usize].into_boxed_slice();
         let memory = NonNull::from(Box::leak(memory));
         let ledger = Ledger::new(count);
-        let mut provided =
-            Self { entries, entries_layout, memory, buffer_bytes, count, tail: 0, ledger };
+        let mut provided = Self {
+            entries,
+            entries_layout,
+            memory,
+            buffer_bytes,
+            count,
+            offered: 0,
+            tail: 0,
+            ledger,
+        };
         let address = entries.as_ptr() as u64;
         // SAFETY: the entries are page-aligned, zeroed, and live until `Drop`, which the driver runs
         // after the ring let go of all operations.
         unsafe { ring.register_buffers(address, count, GROUP) }
             .map_err(|source| DriverError::Refused { call: "io_uring_register buffers", source })?;
-        for index in 0..count {
-            provided.put(index);
-        }
+        provided.offer(OFFERED_FIRST);
         Ok(provided)
+    }
+
+    /// The kernel ran out: it gets as many buffers more as it has, as long as there are any.
+    pub(super) fn offer_more(&mut self) {
+        self.offer(self.offered);
+    }
+
+    fn offer(&mut self, more: u16) {
+        let offered = self.offered.saturating_add(more).min(self.count);
+        for index in self.offered..offered {
+            self.put(index);
+        }
+        self.offered = offered;
     }
 
     /// Gives a buffer to the kernel.
@@ -127,7 +151,7 @@ impl Provided {
 
     /// How many buffers are with the kernel.
     pub(super) fn with_kernel(&self) -> usize {
-        self.ledger.total() - self.ledger.out()
+        usize::from(self.offered) - self.ledger.out()
     }
 
     pub(super) fn out(&self) -> usize {
@@ -147,6 +171,26 @@ impl Drop for Provided {
         unsafe {
             alloc::dealloc(self.entries.as_ptr().cast(), self.entries_layout);
             drop(Box::from_raw(self.memory.as_ptr()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gets_more_buffers_only_as_long_as_there_are_any() {
+        let Ok((ring, _)) = Ring::open(8, 16) else { return };
+        for (count, steps) in
+            [(512, [128, 256, 512, 512]), (200, [128, 256, 256, 256]), (4, [4; 4])]
+        {
+            let mut provided = Provided::register(&ring, count, 64).unwrap();
+            for with_kernel in steps {
+                assert_eq!(provided.with_kernel(), with_kernel);
+                provided.offer_more();
+            }
+            ring.unregister_buffers(GROUP).unwrap();
         }
     }
 }
