@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-use async_nats::{Client, Subject};
+use async_nats::{Client, RequestErrorKind, Subject};
 use bytes::Bytes;
 use client::raw::RawClient;
 use futures_util::StreamExt;
@@ -201,6 +201,14 @@ impl Caller {
         self.wait(self.client.request(subject.to_owned(), payload.into()))
             .expect("an answer")
             .payload
+    }
+
+    /// Whether NATS has anybody to bring messages for a user to.
+    pub(crate) fn is_heard(&self, uid: &str) -> bool {
+        let asked = self.client.request(user_subject(uid, "push"), Bytes::new());
+        let outcome =
+            self.runtime.block_on(async { timeout(Duration::from_millis(50), asked).await });
+        !matches!(outcome, Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders)
     }
 
     /// Calls a frontend's own route, and returns the bytes of the answer.

@@ -193,10 +193,13 @@ fn a_gateway_that_nats_finds_too_slow_is_sent_away_and_comes_back() {
         scene.proxy.stall_client(true);
         let before = reconnects(&scene.gateway);
         let noise = vec![7; 60_000];
-        // More than the buffers between NATS and the gateway hold, and more than NATS queues.
-        for _ in 0..300 {
-            backend.caller.push("user-0", &noise);
-        }
+        // More than the buffers between NATS and the gateway hold, which may be tens of megabytes, and more than NATS queues.
+        until("given up by NATS", || {
+            for _ in 0..100 {
+                backend.caller.push("user-0", &noise);
+            }
+            (!backend.caller.is_heard("user-0")).then_some(())
+        });
         scene.proxy.stall_client(false);
         until("sent away", || (reconnects(&scene.gateway) > before).then_some(()));
         until_logged(&["lost the connection to NATS", &scene.proxy.address().to_string()]);
