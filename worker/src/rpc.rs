@@ -23,7 +23,8 @@ use crate::error::{Error, Result};
 use crate::extract::FromCall;
 use crate::link::LinkError;
 use crate::peers::Wanted;
-use crate::service::{Reply, WeakService};
+use crate::request::Reply;
+use crate::service::WeakService;
 
 /// Extractor that calls remotes of other servers.
 ///

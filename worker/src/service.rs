@@ -20,7 +20,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hashbrown::DefaultHashBuilder;
-use prost::Message as _;
 use shared::cluster::discovery::Discovery;
 use shared::error::code;
 use shared::metrics::{Exporter, MetricError};
@@ -42,6 +41,7 @@ use crate::overload::Overload;
 use crate::panic::error_of_panic;
 use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
+use crate::request::{Decoded, Message, Queued, Reply};
 use crate::routes::{self, Routes};
 use crate::session::{Session, SessionState};
 use crate::session_data::SessionData;
@@ -49,26 +49,6 @@ use crate::timers::TimerPlan;
 
 /// NATS's default; the runtime replaces it by what its server announces.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
-
-/// Where the answer to one request goes: an encoded `protos.Response`.
-pub struct Reply(Box<dyn FnOnce(Bytes) + Send>);
-
-impl Reply {
-    /// Calls `send` with the answer, exactly once, on a thread of the runtime or on the one that calls
-    /// [`Service::handle`]. It must not block.
-    pub fn new(send: impl FnOnce(Bytes) + Send + 'static) -> Self {
-        Self(Box::new(send))
-    }
-
-    /// For a request that nobody wants answered.
-    pub fn discard() -> Self {
-        Self::new(drop)
-    }
-
-    pub(crate) fn send(self, answer: Bytes) {
-        (self.0)(answer);
-    }
-}
 
 /// A running application. Clones are handles of the same one.
 #[derive(Clone)]
@@ -89,7 +69,7 @@ struct Inner {
     routes: Routes,
     hooks: Hooks,
     began: Mutex<Began>,
-    queues: SessionQueues<Job>,
+    queues: SessionQueues<Queued>,
     admission: Arc<Admission>,
     overload: Overload,
     running: Semaphore,
@@ -105,29 +85,6 @@ struct Inner {
 pub(crate) struct Began {
     pub(crate) timers: Vec<TimerPlan>,
     pub(crate) listeners: Vec<Listener>,
-}
-
-/// What goes through the queues of sessions.
-enum Job {
-    Message(Message),
-    /// Something that has to come after the messages.
-    Event(BoxFuture<'static, ()>),
-}
-
-/// One request on its way through the queues. Small, because queues, tasks and futures copy it.
-struct Message {
-    decoded: Box<Decoded>,
-    arrived: Instant,
-    /// How long the transport's caller waits.
-    limit: Option<Duration>,
-    reply: Reply,
-    permit: Permit,
-}
-
-/// What a request says.
-struct Decoded {
-    request: proto::Request,
-    msg: proto::Msg,
 }
 
 /// A request that has passed all checks.
@@ -204,7 +161,7 @@ impl Service {
             inner.environment.counters.add(Counter::Busy);
             return reply.send(answer::busy());
         };
-        let decoded = match decode(request) {
+        let decoded = match Decoded::decode(request) {
             Ok(decoded) => decoded,
             Err(error) => {
                 inner.environment.counters.add(Counter::Failed);
@@ -212,9 +169,9 @@ impl Service {
             }
         };
         let key = inner.session_key(&decoded);
-        let job = Job::Message(Message { decoded, arrived, limit, reply, permit });
+        let job = Queued::Message(Message { decoded, arrived, limit, reply, permit });
         let Some(key) = key else { return self.spawn(job, arrived) };
-        if let Some(Job::Message(message)) = self.enqueue(key, job, arrived) {
+        if let Some(Queued::Message(message)) = self.enqueue(key, job, arrived) {
             inner.environment.counters.add(Counter::Busy);
             message.reply.send(answer::busy());
         }
@@ -230,13 +187,13 @@ impl Service {
     ) {
         let key = self.0.keys.hash_one((frontend_id, session));
         let now = Instant::now();
-        if let Some(job) = self.enqueue(key, Job::Event(work), now) {
+        if let Some(job) = self.enqueue(key, Queued::Event(work), now) {
             self.spawn(job, now);
         }
     }
 
     /// Puts a job behind those of its session; gives it back when there is no room.
-    fn enqueue(&self, key: u64, job: Job, arrived: Instant) -> Option<Job> {
+    fn enqueue(&self, key: u64, job: Queued, arrived: Instant) -> Option<Queued> {
         match self.0.queues.enqueue(key, job) {
             Enqueued::Start(job) => {
                 let ready = Ready::new(&self.0, arrived);
@@ -250,7 +207,7 @@ impl Service {
         }
     }
 
-    fn spawn(&self, job: Job, arrived: Instant) {
+    fn spawn(&self, job: Queued, arrived: Instant) {
         let ready = Ready::new(&self.0, arrived);
         self.spawn_boxed(async move { ready.inner.clone().run(job, ready).await });
     }
@@ -371,7 +328,7 @@ impl Inner {
     }
 
     /// Runs the messages of one session until none is left.
-    async fn run_session(self: Arc<Self>, key: u64, first: Job, ready: Ready) {
+    async fn run_session(self: Arc<Self>, key: u64, first: Queued, ready: Ready) {
         let mut next = Some((first, ready));
         while let Some((job, ready)) = next {
             self.run(job, ready).await;
@@ -383,10 +340,10 @@ impl Inner {
     }
 
     /// Answers one request. Never panics, or its session would be stuck.
-    async fn run(&self, job: Job, ready: Ready) {
+    async fn run(&self, job: Queued, ready: Ready) {
         let Message { decoded, arrived, limit, reply, permit } = match job {
-            Job::Message(message) => message,
-            Job::Event(work) => {
+            Queued::Message(message) => message,
+            Queued::Event(work) => {
                 drop(ready);
                 if AssertUnwindSafe(work).catch_unwind().await.is_err() {
                     self.environment.note_panic("", "an event of a session");
@@ -507,13 +464,4 @@ impl Inner {
         let kept = error.clone();
         catch_unwind(AssertUnwindSafe(|| map_error(error))).unwrap_or(kept)
     }
-}
-
-/// The request and the message in it; both are needed to say anything about it.
-fn decode(bytes: Bytes) -> Result<Box<Decoded>> {
-    let unreadable = |text: &str| Error::new(code::BAD_REQUEST, text);
-    let mut request =
-        proto::Request::decode(bytes).map_err(|_| unreadable("cannot decode request"))?;
-    let msg = request.msg.take().ok_or_else(|| unreadable("request has no message"))?;
-    Ok(Box::new(Decoded { request, msg }))
 }

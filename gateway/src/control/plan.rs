@@ -151,10 +151,7 @@ impl Plan {
                     .to_owned(),
             );
         }
-        let reactors = match config.size("pitaya.gateway.threads") {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
+        let reactors = reactors(config);
         let ports = edge::ports(config, &mut mistakes);
         let metrics = MetricsPlan::new(config, &server_type);
         let local = application.as_ref().map(|app| LocalRoutes {
@@ -177,11 +174,7 @@ impl Plan {
             .then(|| cluster(config, rules.as_ref(), window, &mut mistakes))
             .flatten();
         let admin = admin_addresses(config, &mut mistakes);
-        let driver = match config.string("pitaya.gateway.driver") {
-            "uring" => Kind::Uring,
-            "epoll" => Kind::Epoll,
-            _ => Kind::Auto,
-        };
+        let driver = driver(config);
         let is_pinned = config.bool("pitaya.gateway.pin");
         match rules {
             Some(rules) if mistakes.is_empty() => Ok(Self {
@@ -267,6 +260,37 @@ fn admin_addresses(config: &Config, mistakes: &mut Vec<String>) -> Vec<SocketAdd
     found
 }
 
+fn reactors(config: &Config) -> usize {
+    match config.size("pitaya.gateway.threads") {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+fn driver(config: &Config) -> Kind {
+    match config.string("pitaya.gateway.driver") {
+        "uring" => Kind::Uring,
+        "epoll" => Kind::Epoll,
+        _ => Kind::Auto,
+    }
+}
+
+/// The codes of routes. What an operator gives counts more than what the application was built with.
+fn dictionary(
+    config: &Config,
+    local: Option<&LocalRoutes>,
+    mistakes: &mut Vec<String>,
+) -> Dictionary {
+    let mut dictionary = config.dictionary();
+    let codes = local.into_iter().flat_map(|local| &local.codes);
+    let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
+    let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
+    if let Err(error) = dictionary.insert_all(codes) {
+        mistakes.push(format!("the application's route dictionary: {error}"));
+    }
+    dictionary
+}
+
 fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
@@ -282,16 +306,7 @@ pub(super) fn rules(
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
     let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
-    let mut dictionary = config.dictionary();
-    if let Some(local) = &kind.local {
-        // What an operator gives counts more than what the application was built with.
-        let codes = local.codes.iter();
-        let codes = codes.filter(|(route, _)| dictionary.code(route).is_none());
-        let codes: Vec<_> = codes.map(|(route, code)| (route.clone(), *code)).collect();
-        if let Err(error) = dictionary.insert_all(codes) {
-            mistakes.push(format!("the application's route dictionary: {error}"));
-        }
-    }
+    let dictionary = dictionary(config, kind.local.as_ref(), mistakes);
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
     let agent =
         agent.map_err(|error| mistakes.push(format!("the handshake's answer: {error}"))).ok()?;

@@ -21,7 +21,8 @@ use tonic::{Request, Response, Status};
 
 use super::codec::Encoded;
 use crate::metadata;
-use crate::service::{Reply, Service};
+use crate::request::Reply;
+use crate::service::Service;
 
 /// Serves one connection after the other; clones are handles of the same framework.
 #[derive(Clone)]

@@ -15,7 +15,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::NatsLink;
-use crate::service::{Reply, Service};
+use crate::request::Reply;
+use crate::service::Service;
 
 /// How far ahead the end is asked for: more than can be on the way between the server and here.
 const AHEAD: u64 = 4096;
