@@ -243,20 +243,7 @@ impl Running {
         discovery.leave().await;
         service.before_shutdown().await;
         self.feeds.stop().await;
-        let jobs = self.consumer.map(|consumer| consumer.stop(self.drain_limit));
-        let jobs = OptionFuture::from(jobs);
-        let drained = async { tokio::join!(service.drain(self.drain_limit), jobs).0 };
-        let hurried = async {
-            if stops.recv().await.is_none() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            left = drained => if left > 0 {
-                tracing::warn!(left, "requests were still running");
-            },
-            () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
-        }
+        finish(service, self.consumer, self.drain_limit, stops).await;
         drop(self.listeners);
         service.on_shutdown().await;
         if link.refused() > 0 {
@@ -270,6 +257,28 @@ impl Running {
         self.pump.abort();
         drop(self.admin);
         tracing::info!("stopped");
+    }
+}
+
+/// Waits for what runs, requests and jobs, at most `limit`; a message of `stops` ends the wait.
+pub(crate) async fn finish(
+    service: &Service,
+    consumer: Option<Consumer>,
+    limit: Duration,
+    stops: &mut mpsc::Receiver<()>,
+) {
+    let jobs = OptionFuture::from(consumer.map(|consumer| consumer.stop(limit)));
+    let drained = async { tokio::join!(service.drain(limit), jobs).0 };
+    let hurried = async {
+        if stops.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        left = drained => if left > 0 {
+            tracing::warn!(left, "requests were still running");
+        },
+        () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
     }
 }
 

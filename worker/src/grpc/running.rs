@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::OptionFuture;
 use shared::cluster::bindings::{BindingOptions, BindingStorage};
 use shared::cluster::discovery::Discovery;
 use shared::config::Config;
@@ -23,7 +22,7 @@ use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
 use crate::jobs::Consumer;
-use crate::run::{Discovered, consumer};
+use crate::run::{Discovered, consumer, finish};
 use crate::settings::Settings;
 
 /// What the other side may send in one message, and the largest answer: gRPC's default, and Pitaya's.
@@ -174,19 +173,7 @@ impl Running {
         discovery.leave().await;
         service.before_shutdown().await;
         let _ = self.close.send(());
-        let jobs = OptionFuture::from(self.consumer.map(|consumer| consumer.stop(drain_limit)));
-        let drained = async { tokio::join!(service.drain(drain_limit), jobs).0 };
-        let hurried = async {
-            if stops.recv().await.is_none() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            left = drained => if left > 0 {
-                tracing::warn!(left, "requests were still running");
-            },
-            () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
-        }
+        finish(service, self.consumer, drain_limit, stops).await;
         // Connections that stay open do not keep the process.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.serving).await;
         service.on_shutdown().await;
