@@ -10,16 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use etcd::Etcd;
 use shared::bans::{Ban, Subject};
 use shared::cluster::ban_keeper::{BanHandle, BanKeeper, Stored};
-use shared::cluster::discovery::DiscoveryOptions;
+use shared::cluster::etcd::StoreOptions;
 
 const SOON: Duration = Duration::from_secs(30);
 
 fn keeper(etcd: &Etcd) -> BanHandle {
-    let options = DiscoveryOptions {
-        endpoints: vec![etcd.endpoint()],
-        dial_timeout: Duration::from_secs(1),
-        ..DiscoveryOptions::default()
-    };
+    let dial_timeout = Duration::from_secs(1);
+    let options = StoreOptions { dial_timeout, ..StoreOptions::at(etcd.endpoint()) };
     let (keeper, handle) = BanKeeper::new(Some(&options)).unwrap();
     tokio::spawn(keeper.run());
     handle

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use servers::Etcd;
-use shared::cluster::binding_writer::{BindingInlet, BindingNotes, BindingWriter, Holders};
-use shared::cluster::bindings::{BindingError, BindingOptions, BindingStorage};
-use shared::cluster::etcd::{Client, ClientOptions, PutRequest, RangeRequest, prefix_end};
+use shared::cluster::binding_writer::{
+    BindingInlet, BindingNotes, BindingOptions, BindingWriter, Holders,
+};
+use shared::cluster::bindings::{BindingError, BindingStorage};
+use shared::cluster::etcd::{Client, PutRequest, RangeRequest, StoreOptions, prefix_end};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
@@ -74,25 +76,16 @@ impl Frontend {
 }
 
 fn options(etcd: &Etcd) -> BindingOptions {
-    BindingOptions {
-        endpoints: vec![etcd.url()],
-        user: String::new(),
-        password: String::new(),
+    let store = StoreOptions {
         prefix: "game/".into(),
         dial_timeout: Duration::from_secs(1),
-        lease_ttl: Duration::from_secs(60),
-    }
+        ..StoreOptions::at(etcd.url())
+    };
+    BindingOptions { store, lease_ttl: Duration::from_secs(60) }
 }
 
 fn client(etcd: &Etcd) -> Client {
-    let options = ClientOptions {
-        endpoints: vec![etcd.url()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: Duration::from_secs(5),
-        call_timeout: Duration::from_secs(5),
-    };
-    Client::new(&options).unwrap()
+    Client::new(&StoreOptions::at(etcd.url()), Duration::from_secs(5)).unwrap()
 }
 
 /// All bindings with their leases.
@@ -123,7 +116,7 @@ async fn a_confirmed_bind_is_in_etcd_as_go_writes_it_and_an_unbind_takes_it_out(
     assert_eq!((&*written[0].0, &*written[0].1), ("game/bindings/connector/ann", "front-1"));
     assert_ne!(written[0].2, 0, "it would stay for ever after a crash");
 
-    let storage = BindingStorage::new(&options(&etcd)).unwrap();
+    let storage = BindingStorage::new(&options(&etcd).store).unwrap();
     assert_eq!(soon(storage.frontend_of("ann", "connector")).await.unwrap(), "front-1");
     let missing = soon(storage.frontend_of("bob", "connector")).await.unwrap_err();
     assert!(matches!(missing, BindingError::NotFound));

@@ -18,9 +18,10 @@ use shared::cluster::discovery::{
     Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent,
 };
 use shared::cluster::etcd::{
-    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest,
-    RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest, prefix_end,
+    Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest, RangeRequest,
+    RequestOp, ResponseOp, StoreOptions, TxnRequest, WatchCreateRequest, prefix_end,
 };
+use shared::secret::Secret;
 use shared::server::{Server, ServerTable};
 
 /// Longest wait for anything; reached only when a test fails.
@@ -38,9 +39,9 @@ fn server(id: &str, server_type: &str) -> Server {
 
 /// With the shortest lease that etcd gives, and syncs so seldom that they repair nothing unseen.
 fn options(endpoint: &str) -> DiscoveryOptions {
+    let dial_timeout = Duration::from_secs(2);
     DiscoveryOptions {
-        endpoints: vec![endpoint.to_owned()],
-        dial_timeout: Duration::from_secs(2),
+        store: StoreOptions { dial_timeout, ..StoreOptions::at(endpoint) },
         lease_ttl: Duration::from_secs(2),
         sync_interval: Duration::from_secs(3600),
         shutdown_delay: Duration::from_millis(50),
@@ -326,14 +327,9 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
 }
 
 fn client(etcd: &Etcd) -> Client {
-    let options = ClientOptions {
-        endpoints: vec![etcd.endpoint()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: Duration::from_secs(2),
-        call_timeout: Duration::from_secs(2),
-    };
-    Client::new(&options).expect("good options")
+    let limit = Duration::from_secs(2);
+    let options = StoreOptions { dial_timeout: limit, ..StoreOptions::at(etcd.endpoint()) };
+    Client::new(&options, limit).expect("good options")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -439,7 +435,7 @@ async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let etcd = Etcd::start();
     let relay = Relay::start(&etcd.endpoint());
     let mut options = options(&relay.endpoint());
-    options.dial_timeout = Duration::from_millis(500);
+    options.store.dial_timeout = Duration::from_millis(500);
     options.sync_interval = Duration::from_millis(500);
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
@@ -460,8 +456,8 @@ async fn a_dead_or_hung_endpoint_is_passed_over() {
     dead.kill();
     hung.pause();
     let mut options = options(&etcd.endpoint());
-    options.dial_timeout = Duration::from_secs(1);
-    options.endpoints =
+    options.store.dial_timeout = Duration::from_secs(1);
+    options.store.endpoints =
         vec![dead.endpoint(), hung.endpoint(), format!("http://{}", etcd.endpoint())];
     let room = Discovery::start(options, &server("r1", "room")).unwrap();
     within(Duration::from_secs(8), "registration", room.register()).await;
@@ -535,8 +531,9 @@ async fn a_full_etcd_costs_no_registration() {
 }
 
 fn with_password(etcd: &Etcd, id: &str, password: &str) -> Discovery {
-    let (user, password) = ("pitaya".to_owned(), password.to_owned());
-    let options = DiscoveryOptions { user, password, ..options(&etcd.endpoint()) };
+    let mut options = options(&etcd.endpoint());
+    "pitaya".clone_into(&mut options.store.user);
+    options.store.password = Secret::new(password);
     Discovery::start(options, &server(id, "room")).expect("good options")
 }
 
@@ -563,7 +560,8 @@ async fn leaving_is_bounded_while_etcd_is_away() {
 async fn mistakes_of_the_configuration_stop_the_start() {
     let start = |endpoints: &[&str], id: &str| {
         let endpoints = endpoints.iter().map(|endpoint| (*endpoint).to_owned()).collect();
-        let options = DiscoveryOptions { endpoints, ..DiscoveryOptions::default() };
+        let store = StoreOptions { endpoints, ..StoreOptions::default() };
+        let options = DiscoveryOptions { store, ..DiscoveryOptions::default() };
         Discovery::start(options, &server(id, "room"))
     };
     assert!(matches!(start(&[], "r1"), Err(DiscoveryError::Endpoint(EtcdError::NoEndpoint))));
@@ -571,7 +569,9 @@ async fn mistakes_of_the_configuration_stop_the_start() {
     assert!(matches!(bad, Err(DiscoveryError::Endpoint(EtcdError::InvalidEndpoint { .. }))));
     let bad = start(&["localhost:2379"], "a/b");
     assert!(matches!(bad, Err(DiscoveryError::OwnServer(_))));
-    let text = format!("{:?}", DiscoveryOptions { password: "secret".to_owned(), ..options("x") });
+    let mut options = options("x");
+    options.store.password = Secret::new("secret");
+    let text = format!("{options:?}");
     assert!(!text.contains("secret"));
 }
 

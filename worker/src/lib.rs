@@ -87,6 +87,7 @@ pub use session_events::{EventOrder, SessionCopy, SessionEvent};
 pub use session_remote::ClientInfo;
 pub use shape::{Shape, Shapes};
 pub use shared::close::CloseReason;
+pub use shared::cluster::etcd::StoreOptions;
 pub use shared::router::Policy;
 pub use shared::routing::{RouteRequest, RouteSession};
 pub use shared::server::{Server, ServerTable};

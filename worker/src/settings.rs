@@ -175,7 +175,7 @@ mod tests {
             ("pitaya.worker.retry.max", "7"),
         ]);
         let Some(GroupStorage::Etcd(groups)) = settings.groups else { panic!("not in etcd") };
-        assert_eq!(groups.prefix, "game/");
+        assert_eq!(groups.store.prefix, "game/");
         assert_eq!((settings.jobs.address.as_str(), settings.jobs.retry.max), ("redis:1", 7));
     }
 

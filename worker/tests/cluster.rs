@@ -19,6 +19,7 @@ use futures_util::StreamExt;
 use prost::Message;
 use servers::{Etcd, Nats};
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
+use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
 use shared::server::{METADATA_WINDOW, Server};
 use support::{FRONTEND, notify, request};
@@ -37,7 +38,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 fn discovery_options(etcd: &Etcd) -> DiscoveryOptions {
     DiscoveryOptions {
-        endpoints: vec![etcd.url()],
+        store: StoreOptions::at(etcd.url()),
         shutdown_delay: Duration::from_millis(50),
         ..DiscoveryOptions::default()
     }

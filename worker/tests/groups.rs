@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use servers::Etcd;
 use shared::cluster::etcd::{
-    Client, ClientOptions, DeleteRangeRequest, PutRequest, RangeRequest, prefix_end,
+    Client, DeleteRangeRequest, PutRequest, RangeRequest, StoreOptions, prefix_end,
 };
 use support::Harness;
 use tokio::time::timeout;
@@ -26,11 +26,11 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 fn storage(etcd: &Etcd) -> GroupStorage {
     GroupStorage::Etcd(EtcdGroupsOptions {
-        endpoints: vec![etcd.url()],
-        user: String::new(),
-        password: String::new(),
-        prefix: "game/".into(),
-        dial_timeout: Duration::from_secs(1),
+        store: StoreOptions {
+            prefix: "game/".into(),
+            dial_timeout: Duration::from_secs(1),
+            ..StoreOptions::at(etcd.url())
+        },
         transaction_timeout: Duration::from_secs(2),
     })
 }
@@ -48,14 +48,7 @@ async fn open(storage: GroupStorage) -> (Harness, Groups) {
 
 /// Somebody else who uses the same etcd.
 fn other(etcd: &Etcd) -> Client {
-    let options = ClientOptions {
-        endpoints: vec![etcd.url()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: Duration::from_secs(5),
-        call_timeout: Duration::from_secs(5),
-    };
-    Client::new(&options).unwrap()
+    Client::new(&StoreOptions::at(etcd.url()), Duration::from_secs(5)).unwrap()
 }
 
 /// All keys with their values and leases.

@@ -17,6 +17,7 @@ use etcd::Etcd;
 use futures_util::StreamExt;
 use servers::Nats;
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
+use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
 use shared::server::{METADATA_WINDOW, Server};
 use tokio::sync::mpsc;
@@ -45,7 +46,7 @@ fn server(id: &str, is_ours: bool) -> Server {
 
 fn discover(etcd: &Etcd, id: &str, lease_ttl: Duration) -> Discovery {
     let options = DiscoveryOptions {
-        endpoints: vec![etcd.endpoint()],
+        store: StoreOptions::at(etcd.endpoint()),
         shutdown_delay: Duration::ZERO,
         lease_ttl,
         ..DiscoveryOptions::default()

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::agent::{AgentRules, HandshakeCheck};
-use shared::cluster::bindings::BindingOptions;
+use shared::cluster::binding_writer::BindingOptions;
 use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Sources};
 use shared::dictionary::Dictionary;
@@ -444,10 +444,8 @@ fn cluster(
         frontend: true,
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
     };
-    let bindings = config.bool("pitaya.modules.bindingstorage.enabled").then(|| {
-        let lease_ttl = config.duration("pitaya.modules.bindingstorage.etcd.leasettl");
-        BindingOptions::new(config, lease_ttl)
-    });
+    let bindings =
+        config.bool("pitaya.modules.bindingstorage.enabled").then(|| BindingOptions::new(config));
     let discovery = DiscoveryOptions::new(config);
     Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting, bindings })
 }

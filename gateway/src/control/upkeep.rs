@@ -42,7 +42,7 @@ impl Upkeep {
     ///
     /// Errors: etcd's endpoints cannot be read.
     pub fn start(plan: &Plan, limits: Arc<Limits>) -> Result<Self, EtcdError> {
-        let store = plan.cluster.as_ref().map(|cluster| &cluster.discovery);
+        let store = plan.cluster.as_ref().map(|cluster| &cluster.discovery.store);
         let (keeper, bans) = BanKeeper::new(store)?;
         // It has no other owner than its handles, and nothing that needs to be waited for.
         tokio::spawn(keeper.run());

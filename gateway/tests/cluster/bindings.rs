@@ -1,6 +1,6 @@
 //! The binding storage as others see it: who is bound to this gateway stands in etcd, and nobody else.
 
-use shared::cluster::etcd::{Client, ClientOptions, KeyValue, RangeRequest};
+use shared::cluster::etcd::{Client, KeyValue, RangeRequest, StoreOptions};
 
 use crate::backend::{NESTED_ACK, session_of};
 use crate::servers::Etcd;
@@ -10,16 +10,10 @@ const ON: (&str, &str) = ("pitaya.modules.bindingstorage.enabled", "true");
 
 /// What stands there of a user.
 fn stored(world: &World, etcd: &Etcd, uid: &str) -> Option<KeyValue> {
-    let options = ClientOptions {
-        endpoints: vec![etcd.url()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: SOON,
-        call_timeout: SOON,
-    };
+    let options = StoreOptions { dial_timeout: SOON, ..StoreOptions::at(etcd.url()) };
     let key = format!("pitaya/bindings/connector/{uid}").into_bytes();
     let request = RangeRequest { key, ..RangeRequest::default() };
-    let found = world.soon(async { Client::new(&options).unwrap().range(request).await });
+    let found = world.soon(async { Client::new(&options, SOON).unwrap().range(request).await });
     found.unwrap().kvs.pop()
 }
 

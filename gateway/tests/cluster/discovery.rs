@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gateway::gateway::Gateway;
-use shared::cluster::etcd::{Client, ClientOptions, KeyValue, RangeRequest};
+use shared::cluster::etcd::{Client, KeyValue, RangeRequest, StoreOptions};
 
 use crate::world::{DRIVERS, SOON, World, error_of, http_get, tcp, until, until_answered};
 
@@ -11,14 +11,8 @@ const OWN_KEY: &[u8] = b"pitaya/servers/connector/gate-1";
 
 impl World {
     fn etcd_client(&self) -> Client {
-        let options = ClientOptions {
-            endpoints: vec![self.etcd.url()],
-            user: String::new(),
-            password: String::new(),
-            dial_timeout: SOON,
-            call_timeout: SOON,
-        };
-        self.soon(async { Client::new(&options) }).unwrap()
+        let options = StoreOptions { dial_timeout: SOON, ..StoreOptions::at(self.etcd.url()) };
+        self.soon(async { Client::new(&options, SOON) }).unwrap()
     }
 
     pub(crate) fn entry(&self, key: &[u8]) -> Option<KeyValue> {

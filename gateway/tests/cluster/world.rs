@@ -10,6 +10,7 @@ use gateway::builder::Builder;
 use gateway::control::plan::Plan;
 use gateway::gateway::{Commands, Gateway};
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
+use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
 use shared::server::Server;
 use tokio::runtime::Runtime;
@@ -141,7 +142,7 @@ impl World {
 
     fn discover_as(&self, own: &Server) -> Discovery {
         let options = DiscoveryOptions {
-            endpoints: vec![self.etcd.url()],
+            store: StoreOptions::at(self.etcd.url()),
             shutdown_delay: Duration::ZERO,
             ..DiscoveryOptions::default()
         };

@@ -13,10 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
 
-use super::discovery::DiscoveryOptions;
 use super::etcd::{
-    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, EventType,
-    KeyValue, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, WatchCreateRequest,
+    Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, EventType, KeyValue, PutRequest,
+    RangeRequest, RequestOp, ResponseOp, StoreOptions, TxnRequest, WatchCreateRequest,
     WatchResponse, prefix_end,
 };
 use super::retry::Retry;
@@ -107,7 +106,7 @@ impl BanKeeper {
     ///
     /// # Errors
     /// The endpoints cannot be read.
-    pub fn new(options: Option<&DiscoveryOptions>) -> Result<(Self, BanHandle), EtcdError> {
+    pub fn new(options: Option<&StoreOptions>) -> Result<(Self, BanHandle), EtcdError> {
         let store = options.map(Store::new).transpose()?;
         let (send, asks) = mpsc::channel(ASKS_MAX);
         let (published, bans) = watch::channel(Arc::default());
@@ -290,14 +289,8 @@ impl From<EtcdError> for Failure {
 }
 
 impl Store {
-    fn new(options: &DiscoveryOptions) -> Result<Self, EtcdError> {
-        let client = Client::new(&ClientOptions {
-            endpoints: options.endpoints.clone(),
-            user: options.user.clone(),
-            password: options.password.clone(),
-            dial_timeout: options.dial_timeout,
-            call_timeout: options.dial_timeout.min(CALL_TIMEOUT),
-        })?;
+    fn new(options: &StoreOptions) -> Result<Self, EtcdError> {
+        let client = Client::new(options, options.dial_timeout.min(CALL_TIMEOUT))?;
         Ok(Self {
             client,
             prefix: format!("{}{KEYS}", options.prefix),

@@ -16,11 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::bindings::{BindingOptions, key};
+use super::bindings::{key, store_options};
 use super::etcd::{
-    Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest, RequestOp, TxnRequest,
+    Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest, RequestOp,
+    StoreOptions, TxnRequest,
 };
 use super::retry::Retry;
+use crate::config::Config;
 
 /// Notes that wait for the task, and users whose change waits for etcd.
 const NOTES_MAX: usize = 65_536;
@@ -95,6 +97,23 @@ impl BindingNotes {
     }
 }
 
+/// Settings of a frontend that writes its bindings.
+#[derive(Clone, Debug)]
+pub struct BindingOptions {
+    /// Where they are written.
+    pub store: StoreOptions,
+    /// How long they stay when the frontend has died; whole seconds.
+    pub lease_ttl: Duration,
+}
+
+impl BindingOptions {
+    /// What the configuration of a gateway says.
+    pub fn new(config: &Config) -> Self {
+        let lease_ttl = config.duration("pitaya.modules.bindingstorage.etcd.leasettl");
+        Self { store: store_options(config), lease_ttl }
+    }
+}
+
 /// The running task. Dropped without [`BindingWriter::shutdown`] it ends like a crashed process: the entries stay until
 /// their lease expires.
 pub struct BindingWriter {
@@ -115,8 +134,8 @@ impl BindingWriter {
         inlet: BindingInlet,
     ) -> Result<Self, EtcdError> {
         let entries = Entries {
-            client: options.client(CALL_TIMEOUT)?,
-            prefix: options.prefix.clone(),
+            client: Client::new(&options.store, CALL_TIMEOUT)?,
+            prefix: options.store.prefix.clone(),
             server_type: server_type.to_owned(),
             server_id: server_id.to_owned(),
         };

@@ -7,70 +7,20 @@
 //! NATS finds users by their subjects and needs none of this; gRPC does. Here is what reads it; what keeps a frontend's
 //! own entries is [`BindingWriter`](super::binding_writer::BindingWriter).
 
-use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::etcd::{Client, ClientOptions, EtcdError, RangeRequest};
+use super::etcd::{Client, EtcdError, RangeRequest, StoreOptions};
 use crate::config::Config;
 
 /// Limit of one call to etcd.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Settings of the binding storage. Endpoints and prefix should be those of service discovery.
-#[derive(Clone)]
-pub struct BindingOptions {
-    /// etcd endpoints, `host:port` or URLs.
-    pub endpoints: Vec<String>,
-    /// etcd user; used only when the password is not empty either.
-    pub user: String,
-    /// Password of the user.
-    pub password: String,
-    /// Put before each key as it is; usually ends in `/`.
-    pub prefix: String,
-    /// Limit of one connect.
-    pub dial_timeout: Duration,
-    /// How long the bindings of a frontend that died stay; whole seconds.
-    pub lease_ttl: Duration,
-}
-
-impl BindingOptions {
-    /// What the configuration says below `pitaya.modules.bindingstorage.etcd`. The lease is a gateway's business;
-    /// pass the time to live there, and anything elsewhere.
-    pub fn new(config: &Config, lease_ttl: Duration) -> Self {
-        let key = |name: &str| format!("pitaya.modules.bindingstorage.etcd.{name}");
-        Self {
-            endpoints: config.list(&key("endpoints")),
-            user: config.string(&key("user")).to_owned(),
-            password: config.secret(&key("pass")).reveal().to_owned(),
-            prefix: config.string(&key("prefix")).to_owned(),
-            dial_timeout: config.duration(&key("dialtimeout")),
-            lease_ttl,
-        }
-    }
-
-    /// `call_timeout` is the limit of one call on one endpoint.
-    pub(super) fn client(&self, call_timeout: Duration) -> Result<Client, EtcdError> {
-        Client::new(&ClientOptions {
-            endpoints: self.endpoints.clone(),
-            user: self.user.clone(),
-            password: self.password.clone(),
-            dial_timeout: self.dial_timeout,
-            call_timeout,
-        })
-    }
-}
-
-impl fmt::Debug for BindingOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BindingOptions")
-            .field("endpoints", &self.endpoints)
-            .field("user", &self.user)
-            .field("prefix", &self.prefix)
-            .field("lease_ttl", &self.lease_ttl)
-            .finish_non_exhaustive()
-    }
+/// Settings of the binding storage below `pitaya.modules.bindingstorage.etcd`. Endpoints and prefix should be those of
+/// service discovery.
+pub fn store_options(config: &Config) -> StoreOptions {
+    StoreOptions::new(config, "pitaya.modules.bindingstorage.etcd")
 }
 
 /// Why a look-up gave no frontend.
@@ -99,9 +49,9 @@ impl BindingStorage {
     ///
     /// # Errors
     /// [`EtcdError::NoEndpoint`] and [`EtcdError::InvalidEndpoint`]
-    pub fn new(options: &BindingOptions) -> Result<Self, EtcdError> {
+    pub fn new(options: &StoreOptions) -> Result<Self, EtcdError> {
         Ok(Self {
-            client: options.client(options.dial_timeout.min(CALL_TIMEOUT))?,
+            client: Client::new(options, options.dial_timeout.min(CALL_TIMEOUT))?,
             prefix: options.prefix.clone(),
         })
     }

@@ -6,7 +6,6 @@
 //!
 //! Invariant: a table is published for each change, in etcd's order, and none is ever emptied because etcd is away.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::etcd::{Client, ClientOptions, EtcdError};
+use super::etcd::{Client, EtcdError, StoreOptions};
 use super::follower::{Follower, Link, Store};
 use super::registration::{OwnKey, Phase, Registration, Target};
 use super::retry::Retry;
@@ -35,18 +34,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Settings of service discovery; the defaults are those of Pitaya where Pitaya has the setting.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct DiscoveryOptions {
-    /// etcd endpoints, `host:port` or URLs.
-    pub endpoints: Vec<String>,
-    /// etcd user; used only when the password is not empty either.
-    pub user: String,
-    /// Password of the user.
-    pub password: String,
-    /// Put before each key as it is; usually ends in `/`.
-    pub prefix: String,
-    /// Limit of one connect, and of one call if shorter than 5 s.
-    pub dial_timeout: Duration,
+    /// Where the servers are listed. One call takes as long as one connect at most, and no longer than 5 s.
+    pub store: StoreOptions,
     /// How long the server stays visible after it died; whole seconds.
     pub lease_ttl: Duration,
     /// Pause between two complete listings.
@@ -67,11 +58,7 @@ pub struct DiscoveryOptions {
 impl Default for DiscoveryOptions {
     fn default() -> Self {
         Self {
-            endpoints: vec!["localhost:2379".to_owned()],
-            user: String::new(),
-            password: String::new(),
-            prefix: "pitaya/".to_owned(),
-            dial_timeout: Duration::from_secs(5),
+            store: StoreOptions::default(),
             lease_ttl: Duration::from_secs(60),
             sync_interval: Duration::from_secs(120),
             revoke_timeout: Duration::from_secs(5),
@@ -88,11 +75,7 @@ impl DiscoveryOptions {
     pub fn new(config: &Config) -> Self {
         let key = |name: &str| format!("pitaya.cluster.sd.etcd.{name}");
         Self {
-            endpoints: config.list(&key("endpoints")),
-            user: config.string(&key("user")).to_owned(),
-            password: config.secret(&key("pass")).reveal().to_owned(),
-            prefix: config.string(&key("prefix")).to_owned(),
-            dial_timeout: config.duration(&key("dialtimeout")),
+            store: StoreOptions::new(config, "pitaya.cluster.sd.etcd"),
             lease_ttl: config.duration(&key("heartbeat.ttl")),
             sync_interval: config.duration(&key("syncservers.interval")),
             revoke_timeout: config.duration(&key("revoke.timeout")),
@@ -100,19 +83,6 @@ impl DiscoveryOptions {
             blacklist: config.list(&key("servertypesblacklist")),
             ..Self::default()
         }
-    }
-}
-
-impl fmt::Debug for DiscoveryOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The password, and nothing else of interest for a log line, is left out.
-        f.debug_struct("DiscoveryOptions")
-            .field("endpoints", &self.endpoints)
-            .field("user", &self.user)
-            .field("prefix", &self.prefix)
-            .field("lease_ttl", &self.lease_ttl)
-            .field("blacklist", &self.blacklist)
-            .finish_non_exhaustive()
     }
 }
 
@@ -151,15 +121,10 @@ impl Discovery {
     /// Outside a tokio runtime.
     pub fn start(options: DiscoveryOptions, own: &Server) -> Result<Self, DiscoveryError> {
         own.check()?;
-        let dial_timeout = options.dial_timeout.max(INTERVAL_MIN);
-        let client = Client::new(&ClientOptions {
-            endpoints: options.endpoints,
-            user: options.user,
-            password: options.password,
-            dial_timeout,
-            call_timeout: dial_timeout.min(CALL_TIMEOUT),
-        })?;
-        let prefix = format!("{}servers/", options.prefix);
+        let mut store = options.store;
+        store.dial_timeout = store.dial_timeout.max(INTERVAL_MIN);
+        let client = Client::new(&store, store.dial_timeout.min(CALL_TIMEOUT))?;
+        let prefix = format!("{}servers/", store.prefix);
         let own_key_path = format!("{prefix}{}/{}", own.server_type, own.id).into_bytes();
         let (table_sender, tables) = watch::channel(Arc::new(ServerTable::default()));
         let (link_sender, link) = watch::channel(Link::default());

@@ -102,9 +102,10 @@ impl Etcd {
         self.post("lease/revoke", &json!({"ID": lease.to_string()}));
     }
 
-    /// Forgets all revisions before the present one; returns that.
+    /// Forgets all revisions before a new one; returns that.
     pub(crate) fn compact(&self) -> i64 {
-        let answer = self.post("kv/range", &json!({"key": base64("x")}));
+        // The same revision twice would be an error.
+        let answer = self.post("kv/put", &json!({"key": base64("compaction")}));
         let revision = answer["header"]["revision"].as_str().expect("a revision");
         self.post("kv/compaction", &json!({"revision": revision, "physical": true}));
         revision.parse().expect("a revision")

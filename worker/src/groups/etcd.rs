@@ -11,8 +11,8 @@
 use std::time::Duration;
 
 use shared::cluster::etcd::{
-    Client, ClientOptions, Compare, CompareValue, DeleteRangeRequest, EtcdError, KeyValue,
-    PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, prefix_end,
+    Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, KeyValue, PutRequest,
+    RangeRequest, RequestOp, ResponseOp, StoreOptions, TxnRequest, TxnResponse, prefix_end,
 };
 use shared::config::Config;
 use shared::error::code;
@@ -26,18 +26,10 @@ const PAGE_MEMBERS: i64 = 10_000;
 const ADD_ATTEMPTS: usize = 3;
 
 /// How to reach the etcd of the groups.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct EtcdGroupsOptions {
-    /// `host:port` or URLs.
-    pub endpoints: Vec<String>,
-    /// User; used only when the password is not empty either.
-    pub user: String,
-    /// Password of the user.
-    pub password: String,
-    /// Put before each key as it is; usually ends in `/`.
-    pub prefix: String,
-    /// Limit of one connect.
-    pub dial_timeout: Duration,
+    /// Where they are kept.
+    pub store: StoreOptions,
     /// Limit of one operation.
     pub transaction_timeout: Duration,
 }
@@ -45,24 +37,10 @@ pub struct EtcdGroupsOptions {
 impl EtcdGroupsOptions {
     /// What the configuration says below `pitaya.groups.etcd`.
     pub fn new(config: &Config) -> Self {
-        let key = |name: &str| format!("pitaya.groups.etcd.{name}");
         Self {
-            endpoints: config.list(&key("endpoints")),
-            user: config.string(&key("user")).to_owned(),
-            password: config.secret(&key("pass")).reveal().to_owned(),
-            prefix: config.string(&key("prefix")).to_owned(),
-            dial_timeout: config.duration(&key("dialtimeout")),
-            transaction_timeout: config.duration(&key("transactiontimeout")),
+            store: StoreOptions::new(config, "pitaya.groups.etcd"),
+            transaction_timeout: config.duration("pitaya.groups.etcd.transactiontimeout"),
         }
-    }
-}
-
-impl std::fmt::Debug for EtcdGroupsOptions {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EtcdGroupsOptions")
-            .field("endpoints", &self.endpoints)
-            .field("prefix", &self.prefix)
-            .finish_non_exhaustive()
     }
 }
 
@@ -77,15 +55,10 @@ impl EtcdGroups {
     pub(crate) fn new(options: &EtcdGroupsOptions) -> Result<Self> {
         // A share of the limit for each endpoint, so that one that hangs leaves time for the next, and a little less
         // than the whole, so that the client sees which one it was.
-        let shares = options.endpoints.len().clamp(1, 3) as f64;
-        let client = Client::new(&ClientOptions {
-            endpoints: options.endpoints.clone(),
-            user: options.user.clone(),
-            password: options.password.clone(),
-            dial_timeout: options.dial_timeout,
-            call_timeout: options.transaction_timeout.mul_f64(0.9 / shares),
-        })?;
-        let (prefix, limit) = (options.prefix.clone(), options.transaction_timeout);
+        let (store, limit) = (&options.store, options.transaction_timeout);
+        let shares = store.endpoints.len().clamp(1, 3) as f64;
+        let client = Client::new(store, limit.mul_f64(0.9 / shares))?;
+        let prefix = store.prefix.clone();
         Ok(Self { client, prefix, limit })
     }
 

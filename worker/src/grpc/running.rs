@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use shared::cluster::bindings::{BindingOptions, BindingStorage};
+use shared::cluster::bindings::{self, BindingStorage};
 use shared::cluster::discovery::Discovery;
+use shared::cluster::etcd::StoreOptions;
 use shared::config::Config;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -41,7 +42,7 @@ pub(crate) struct GrpcSettings {
     pub(crate) port: u16,
     pub(crate) announcement: Announcement,
     pub(crate) link: LinkOptions,
-    pub(crate) bindings: BindingOptions,
+    pub(crate) bindings: StoreOptions,
 }
 
 impl GrpcSettings {
@@ -70,8 +71,7 @@ impl GrpcSettings {
                 is_lazy: config.bool(&format!("{client}.lazyconnection")),
                 region,
             },
-            // Workers only read: the lease is a gateway's.
-            bindings: BindingOptions::new(config, Duration::ZERO),
+            bindings: bindings::store_options(config),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
-use shared::cluster::etcd::{Client, ClientOptions, PutRequest};
+use shared::cluster::etcd::{Client, PutRequest, StoreOptions};
 use shared::config::{Binary, Config};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -81,7 +81,7 @@ impl World {
             hostname: String::new(),
         };
         let options = DiscoveryOptions {
-            endpoints: vec![self.etcd.url()],
+            store: StoreOptions::at(self.etcd.url()),
             shutdown_delay: Duration::ZERO,
             ..DiscoveryOptions::default()
         };
@@ -92,14 +92,7 @@ impl World {
 
     /// Writes a binding as a frontend does.
     pub(crate) async fn bind(&self, frontend_type: &str, uid: &str, server_id: &str) {
-        let second = Duration::from_secs(5);
-        let client = Client::new(&ClientOptions {
-            endpoints: vec![self.etcd.url()],
-            user: String::new(),
-            password: String::new(),
-            dial_timeout: second,
-            call_timeout: second,
-        });
+        let client = Client::new(&StoreOptions::at(self.etcd.url()), Duration::from_secs(5));
         let key = format!("pitaya/bindings/{frontend_type}/{uid}").into_bytes();
         let value = server_id.as_bytes().to_vec();
         let put = PutRequest { key, value, ..PutRequest::default() };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use prost::Message;
-use shared::cluster::etcd::{Client, ClientOptions, PutRequest};
+use shared::cluster::etcd::{Client, PutRequest, StoreOptions};
 use worker::prelude::*;
 
 use crate::world::{World, soon};
@@ -15,14 +15,7 @@ fn doc(text: &str) -> proto::Doc {
 
 /// Writes a server's record by hand, without a lease.
 async fn announce(world: &World, key: &str, record: &str) {
-    let limit = Duration::from_secs(5);
-    let client = Client::new(&ClientOptions {
-        endpoints: vec![world.etcd.url()],
-        user: String::new(),
-        password: String::new(),
-        dial_timeout: limit,
-        call_timeout: limit,
-    });
+    let client = Client::new(&StoreOptions::at(world.etcd.url()), Duration::from_secs(5));
     let key = format!("pitaya/servers/{key}").into_bytes();
     let put = PutRequest { key, value: record.as_bytes().to_vec(), ..PutRequest::default() };
     soon(client.unwrap().put(put)).await.unwrap();

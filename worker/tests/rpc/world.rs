@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
+use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
 use shared::server::Server;
 use tokio::sync::mpsc;
@@ -76,8 +77,10 @@ impl World {
             frontend: false,
             hostname: String::new(),
         };
-        let options =
-            DiscoveryOptions { endpoints: vec![self.etcd.url()], ..DiscoveryOptions::default() };
+        let options = DiscoveryOptions {
+            store: StoreOptions::at(self.etcd.url()),
+            ..DiscoveryOptions::default()
+        };
         let discovery = Discovery::start(options, &own).unwrap();
         soon(discovery.register()).await;
         discovery

@@ -16,22 +16,8 @@ use super::messages::{
     RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchRequestUnion,
     WatchResponse,
 };
+use super::store_options::StoreOptions;
 use super::transport::{Transport, ended};
-
-/// How to reach etcd.
-#[derive(Clone)]
-pub struct ClientOptions {
-    /// `host:port` or URLs; `https://` means TLS checked against the system's root certificates.
-    pub endpoints: Vec<String>,
-    /// User; used only when the password is not empty either.
-    pub user: String,
-    /// Password of the user.
-    pub password: String,
-    /// Limit of one connect.
-    pub dial_timeout: Duration,
-    /// Limit of one call on one endpoint.
-    pub call_timeout: Duration,
-}
 
 /// A client; clones share the connection.
 #[derive(Clone)]
@@ -40,12 +26,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that connects with its first call. Must be called inside a tokio runtime.
+    /// A client that connects with its first call; `call_timeout` is the limit of one call on one endpoint. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// [`EtcdError::NoEndpoint`] and [`EtcdError::InvalidEndpoint`]
-    pub fn new(options: &ClientOptions) -> Result<Self, EtcdError> {
-        Ok(Self { transport: Arc::new(Transport::new(options)?) })
+    pub fn new(options: &StoreOptions, call_timeout: Duration) -> Result<Self, EtcdError> {
+        Ok(Self { transport: Arc::new(Transport::new(options, call_timeout)?) })
     }
 
     /// Reads keys, up to date with everything that was confirmed before the call.

@@ -6,9 +6,10 @@
 mod client;
 mod error;
 mod messages;
+mod store_options;
 mod transport;
 
-pub use client::{Client, ClientOptions, Watch};
+pub use client::{Client, Watch};
 pub use error::EtcdError;
 pub use messages::{
     Compare, CompareResult, CompareTarget, CompareValue, DeleteRangeRequest, DeleteRangeResponse,
@@ -16,3 +17,4 @@ pub use messages::{
     PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest,
     TxnResponse, WatchCreateRequest, WatchResponse, prefix_end,
 };
+pub use store_options::StoreOptions;

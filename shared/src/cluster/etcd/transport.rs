@@ -18,9 +18,9 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::client::ClientOptions;
 use super::error::EtcdError;
 use super::messages::{AuthenticateRequest, AuthenticateResponse};
+use super::store_options::StoreOptions;
 
 /// Largest answer that is read. A server record has about 200 bytes, so this is far above any cluster, and far below
 /// what would endanger the process.
@@ -62,20 +62,20 @@ enum Token {
 }
 
 impl Transport {
-    pub(super) fn new(options: &ClientOptions) -> Result<Self, EtcdError> {
+    pub(super) fn new(options: &StoreOptions, call_timeout: Duration) -> Result<Self, EtcdError> {
         let endpoints = options
             .endpoints
             .iter()
-            .map(|endpoint| open_endpoint(endpoint, options))
+            .map(|endpoint| open_endpoint(endpoint, options, call_timeout))
             .collect::<Result<Vec<_>, _>>()?;
         let channel = endpoints.first().ok_or(EtcdError::NoEndpoint)?.connect_lazy();
         let has_credentials = !options.user.is_empty() && !options.password.is_empty();
         let credentials = has_credentials.then(|| AuthenticateRequest {
             name: options.user.clone(),
-            password: options.password.clone(),
+            password: options.password.reveal().to_owned(),
         });
         let current = Mutex::new(Current { channel, generation: 0, token: Token::Unknown });
-        Ok(Self { endpoints, credentials, call_timeout: options.call_timeout, current })
+        Ok(Self { endpoints, credentials, call_timeout, current })
     }
 
     /// Makes the next call ask for a new token.
@@ -203,7 +203,11 @@ impl Transport {
     }
 }
 
-fn open_endpoint(text: &str, options: &ClientOptions) -> Result<Endpoint, EtcdError> {
+fn open_endpoint(
+    text: &str,
+    options: &StoreOptions,
+    call_timeout: Duration,
+) -> Result<Endpoint, EtcdError> {
     let invalid = |error: tonic::transport::Error| EtcdError::InvalidEndpoint {
         endpoint: text.to_owned(),
         reason: error.to_string(),
@@ -217,7 +221,7 @@ fn open_endpoint(text: &str, options: &ClientOptions) -> Result<Endpoint, EtcdEr
         .connect_timeout(options.dial_timeout)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(options.call_timeout)
+        .keep_alive_timeout(call_timeout)
         .keep_alive_while_idle(true);
     if is_tls {
         return endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(invalid);
