@@ -26,12 +26,13 @@ use gateway::mailbox::{Mail, Mailbox};
 use gateway::meter::Meters;
 use gateway::reactor::{Opened, Reactor, Setup};
 use gateway::wire::Protocol;
+use proto::wire::{BATCH_HEADER, BatchView, put_batch_entry_head};
 use shared::config::{Binary, Config};
 use shared::dictionary::Dictionary;
 use shared::message::{Head, MessageType};
 use shared::nats::ConnectOptions;
-use shared::packet::PacketType;
-use shared::server::{Server, ServerTable};
+use shared::packet::{self, BODY_BYTES_MAX, PacketType};
+use shared::server::{METADATA_PROTOCOL, PROTOCOL_BATCHES, Server, ServerTable};
 use tokio::sync::mpsc;
 
 struct Counting;
@@ -147,7 +148,7 @@ impl World {
         let server = Server {
             id: "room-1".to_owned(),
             server_type: "room".to_owned(),
-            metadata: std::collections::BTreeMap::new(),
+            metadata: [(METADATA_PROTOCOL.to_owned(), PROTOCOL_BATCHES.to_owned())].into(),
             frontend: false,
             hostname: String::new(),
         };
@@ -168,23 +169,30 @@ impl World {
         self.client.write_all(&out).unwrap();
     }
 
-    fn request(&mut self, id: u64, out: &mut Vec<u8>) {
+    /// Asks `count` times at once, from `id` on, and takes the answers.
+    fn request(&mut self, id: u64, count: u64, out: &mut Vec<u8>) {
         let kind = MessageType::Request;
         let route = "room.room.echo";
-        let head = Head { kind, id, route, is_compressed: false, is_error: false };
         out.clear();
-        append_message(Transport::Tcp, &head, &[b'x'; 64], &Dictionary::default(), out).unwrap();
+        for id in id..id + count {
+            let head = Head { kind, id, route, is_compressed: false, is_error: false };
+            let dictionary = Dictionary::default();
+            append_message(Transport::Tcp, &head, &[b'x'; 64], &dictionary, out).unwrap();
+        }
         self.client.write_all(out).unwrap();
-        let mut answer = self.received();
-        // A heartbeat may come before it.
-        while answer.first() == Some(&3) {
-            answer.drain(..4);
-            if answer.is_empty() {
-                answer = self.received();
+        let mut answers = 0;
+        let mut unread = Vec::new();
+        while answers < count {
+            unread.extend(self.received());
+            while let Ok(Some((packet, bytes))) = packet::decode(&unread, BODY_BYTES_MAX) {
+                // A heartbeat may come in between.
+                if packet.kind == PacketType::Data {
+                    assert!(packet.body.ends_with(b"hello"), "{:?}", packet.body);
+                    answers += 1;
+                }
+                unread.drain(..bytes);
             }
         }
-        assert_eq!(answer.first(), Some(&4), "an answer is data");
-        assert!(answer.ends_with(b"hello"), "{answer:?}");
     }
 }
 
@@ -194,6 +202,8 @@ struct Nats {
     unread: Vec<u8>,
     inbox: String,
     pongs: usize,
+    /// Requests that came together with others.
+    batched: u64,
 }
 
 impl Nats {
@@ -211,7 +221,7 @@ impl Nats {
         };
         let mail = Mail::BusConnected { socket: theirs.into(), server };
         assert!(mailbox.send(mail).is_ok());
-        Self { socket, unread: Vec::new(), inbox: String::new(), pongs: 0 }
+        Self { socket, unread: Vec::new(), inbox: String::new(), pongs: 0, batched: 0 }
     }
 
     fn serve(&mut self) {
@@ -236,14 +246,36 @@ impl Nats {
                     if self.unread.len() < whole {
                         return;
                     }
-                    let answer = format!("MSG {reply} {} 7\r\n\n\x05hello\r\n", self.inbox);
-                    self.socket.write_all(answer.as_bytes()).unwrap();
+                    let payload = &self.unread[end + 2..whole - 2];
+                    let (subject, answer) = match BatchView::decode(payload) {
+                        Ok(batch) => {
+                            self.batched += batch.len() as u64;
+                            let inbox = reply.rsplit_once('.').unwrap().0;
+                            (format!("{inbox}.b"), answers(batch))
+                        }
+                        Err(_) => (reply.to_owned(), ANSWER.to_vec()),
+                    };
+                    let head = format!("MSG {subject} {} {}\r\n", self.inbox, answer.len());
+                    let all = [head.as_bytes(), &answer, b"\r\n"].concat();
+                    self.socket.write_all(&all).unwrap();
                 }
                 _ => {}
             }
             self.unread.drain(..whole);
         }
     }
+}
+
+/// An encoded response that says `hello`.
+const ANSWER: &[u8] = b"\n\x05hello";
+
+fn answers(batch: BatchView<'_>) -> Vec<u8> {
+    let mut out = BATCH_HEADER.to_vec();
+    for (token, _) in batch.entries() {
+        put_batch_entry_head(token, ANSWER.len(), &mut out);
+        out.extend_from_slice(ANSWER);
+    }
+    out
 }
 
 #[test]
@@ -257,15 +289,22 @@ fn a_warm_reactor_forwards_without_allocating() {
         let mut world = World::open(driver);
         world.greet();
         let mut out = Vec::new();
-        for id in 1..=WARMUP {
-            world.request(id, &mut out);
+        // One at a time, which travel plainly, and several at once, which travel together.
+        for together in [1, 8] {
+            let mut ids = (1..).step_by(together as usize);
+            for id in ids.by_ref().take(WARMUP as usize) {
+                world.request(id, together, &mut out);
+            }
+            let (before, batched) = (ALLOCATIONS.load(Ordering::Relaxed), world.nats.batched);
+            for id in ids.take(COUNTED as usize) {
+                world.request(id, together, &mut out);
+            }
+            let during = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            let batched = world.nats.batched - batched;
+            let expected = if together > 1 { COUNTED * together } else { 0 };
+            assert_eq!(batched, expected, "{driver:?}: requests in batches of {together}");
+            // The tick may allocate now and then; one allocation a request would be thousands.
+            assert!(during < COUNTED / 50, "{driver:?}: {during} allocations, {together} at once");
         }
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
-        for id in 1..=COUNTED {
-            world.request(WARMUP + id, &mut out);
-        }
-        let during = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        // The tick may allocate now and then; one allocation a request would be thousands.
-        assert!(during < COUNTED / 50, "{driver:?}: {during} allocations in {COUNTED} requests");
     }
 }
