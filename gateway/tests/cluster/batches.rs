@@ -1,6 +1,7 @@
 //! Several requests in one message: what travels to whom, what comes back, and what happens when nobody is there.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use client::framing::append_message;
 use client::raw::{RawClient, head};
@@ -10,10 +11,12 @@ use proto::wire::{BATCH_HEADER, BatchView, NO_TOKEN, is_batch, put_batch_entry_h
 use shared::dictionary::Dictionary;
 use shared::message::MessageType;
 
-use crate::backend::{Call, Caller};
+use crate::backend::{Backend, Call, Caller};
 use crate::world::{DRIVERS, SOON, World, http_get, tcp, until, until_answered};
 
 const REQUESTS: u64 = 5;
+/// How long is looked at one place before looking at the next one.
+const MOMENT: Duration = Duration::from_millis(20);
 /// Request ids that no other request of a test has.
 const FIRST: u64 = 1_000;
 
@@ -180,10 +183,13 @@ fn servers_that_announce_nothing_get_plain_messages_beside_others_that_get_batch
     let mut client = tcp(&gateway);
     until("both servers are known", || {
         let id = client.send_request("room.room.who", b"").unwrap();
-        let is_ours = ours.next_within(SOON / 100).map(|call| call.answer(b"")).is_some();
-        if !is_ours {
-            plain.next().answer(b"");
-        }
+        let (call, is_ours) = until("one of them is asked", || {
+            let asked = |backend: &Backend| backend.next_within(MOMENT);
+            asked(&ours)
+                .map(|call| (call, true))
+                .or_else(|| asked(&plain).map(|call| (call, false)))
+        });
+        call.answer(b"");
         client.read_response(id, SOON).unwrap();
         is_ours.then_some(())
     });
@@ -193,7 +199,7 @@ fn servers_that_announce_nothing_get_plain_messages_beside_others_that_get_batch
     let mut kinds = BTreeSet::new();
     while seen.len() < ids.len() {
         for backend in [&plain, &ours] {
-            let Some(call) = backend.next_within(SOON / 200) else { continue };
+            let Some(call) = backend.next_within(MOMENT) else { continue };
             kinds.insert(is_batch(&call.payload));
             if is_batch(&call.payload) {
                 let requests = requests(&call);
@@ -238,13 +244,16 @@ fn a_batch_that_reached_nobody_goes_to_another_server_in_its_order() {
         let backend = world.batching_backend("room-there");
         until("the other server is known", || {
             let id = client.send_request("room.room.who", b"").unwrap();
-            if let Some(call) = backend.next_within(SOON / 100) {
-                call.answer(b"");
-                client.read_response(id, SOON).unwrap();
-                return Some(());
-            }
-            client.read_response(id, SOON).unwrap();
-            None
+            // Either it is asked, or the request fails at once.
+            let is_asked = until("an end of the request", || match backend.next_within(MOMENT) {
+                Some(call) => {
+                    call.answer(b"");
+                    client.read_response(id, SOON).unwrap();
+                    Some(true)
+                }
+                None => client.read_response(id, MOMENT).is_ok().then_some(false),
+            });
+            is_asked.then_some(())
         });
         let ids = send_at_once(&mut client, "room.room.echo", REQUESTS);
         let mut order = Vec::new();
