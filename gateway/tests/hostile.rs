@@ -24,6 +24,8 @@ mod floods;
 mod frames;
 #[path = "hostile/framing.rs"]
 mod framing;
+#[path = "../../shared/tests/servers/guarded.rs"]
+mod guarded;
 #[path = "hostile/handshakes.rs"]
 mod handshakes;
 #[path = "hostile/identity.rs"]

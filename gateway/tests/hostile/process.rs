@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use tempfile::TempDir;
 
 use crate::field::eventually;
+use crate::guarded;
 
 /// A running process, killed when it is dropped.
 pub(crate) struct Process {
@@ -26,7 +27,7 @@ impl Process {
         let directory = TempDir::new().unwrap();
         let ports = directory.path().join("ports");
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = Command::new("sh");
+        let mut command = guarded::command("sh");
         command.arg("-c").arg(format!(r#"ulimit -n {descriptors} && exec "$0" "$@""#));
         command.arg(env!("CARGO_BIN_EXE_gateway"));
         command.args([
@@ -49,7 +50,8 @@ impl Process {
         }
         // Huge pages let memory grow in steps of 2 MiB, and what a session costs would drown in them.
         command.env("MIMALLOC_ALLOW_THP", "0");
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(log);
+        let child = guarded::spawn(command).unwrap();
         let mut started = Self {
             child,
             directory,
