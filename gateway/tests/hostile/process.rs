@@ -3,16 +3,19 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::RwLockReadGuard;
 
 use tempfile::TempDir;
 
-use crate::field::eventually;
+use crate::field::{beside, eventually};
 use crate::guarded;
 
 /// A running process, killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
     directory: TempDir,
+    /// Its clients have sockets, which nobody may count for theirs.
+    _beside: RwLockReadGuard<'static, ()>,
     /// Where TCP clients connect.
     pub tcp: SocketAddr,
     /// Where WebSocket clients connect.
@@ -24,6 +27,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a gateway that may hold this many descriptors.
     pub(crate) fn start(driver: &str, descriptors: u32, settings: &[&str]) -> Self {
+        let beside = beside();
         let directory = TempDir::new().unwrap();
         let ports = directory.path().join("ports");
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
@@ -55,6 +59,7 @@ impl Process {
         let mut started = Self {
             child,
             directory,
+            _beside: beside,
             tcp: SocketAddr::from(([0; 4], 0)),
             ws: SocketAddr::from(([0; 4], 0)),
             tls: None,
