@@ -14,6 +14,8 @@ mod administrator;
 mod bans;
 #[path = "hostile/deadlines.rs"]
 mod deadlines;
+#[path = "hostile/expiry.rs"]
+mod expiry;
 #[path = "hostile/faults.rs"]
 mod faults;
 #[path = "hostile/field.rs"]

@@ -20,6 +20,8 @@ pub(crate) struct Process {
     pub tcp: SocketAddr,
     /// Where WebSocket clients connect.
     pub ws: SocketAddr,
+    /// Where it tells how it is.
+    pub admin: SocketAddr,
     /// Where TCP clients with TLS connect.
     pub tls: Option<SocketAddr>,
 }
@@ -62,6 +64,7 @@ impl Process {
             _beside: beside,
             tcp: SocketAddr::from(([0; 4], 0)),
             ws: SocketAddr::from(([0; 4], 0)),
+            admin: SocketAddr::from(([0; 4], 0)),
             tls: None,
         };
         eventually("the gateway serves", || {
@@ -72,6 +75,7 @@ impl Process {
             serde_json::from_slice(&std::fs::read(&ports).unwrap()).unwrap();
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
+        started.admin = ports["admin"].as_str().unwrap().parse().unwrap();
         started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
         started
     }

@@ -237,6 +237,8 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.gateway.tls.minversion", Choice(&["1.2", "1.3"]), "1.2", "Oldest version of TLS for clients."),
     row(Gateway, "pitaya.gateway.tls.handshakes", count(1, 1_000_000), "4096",
         "TLS handshakes under way on one reactor; of more the oldest is closed."),
+    row(Gateway, "pitaya.gateway.tls.expirydays", Int { min: 0, max: 3_650, unit: "days; 0 = not before the end" }, "14",
+        "Days before the certificate's end from which on the log warns, once a day.").live(),
     row(Gateway, "pitaya.gateway.proxy.trusted", List, PRIVATE_NETWORKS,
         "Addresses and networks of proxies that are believed; by default all that are not on the public internet."),
     row(Gateway, "pitaya.gateway.proxy.forwarded", Bool, "false",
