@@ -53,6 +53,8 @@ mod reloads;
 mod resources;
 #[path = "hostile/routes.rs"]
 mod routes;
+#[path = "hostile/scarcity.rs"]
+mod scarcity;
 #[path = "hostile/secured.rs"]
 mod secured;
 #[allow(dead_code, reason = "other tests use the rest of it")]

@@ -58,7 +58,7 @@ impl Upkeep {
             rules: plan.rules.clone(),
             bans,
             limits,
-            process_bytes: allowance::process_bytes(),
+            process_bytes: allowance::process_bytes(&plan.config),
             certificate: Watch::default(),
         })
     }
@@ -99,6 +99,7 @@ impl Upkeep {
         if let (Some(log), Some(filter)) = (&self.log, filter) {
             log.set(filter).map_err(|error| vec![error])?;
         }
+        self.process_bytes = allowance::process_bytes(&config);
         self.config = config;
         self.rules = renewed.clone();
         self.certificate.forget();
@@ -116,6 +117,9 @@ impl Upkeep {
             tracing::warn!(resident_bytes, "memory is scarce; new connections have to wait");
         } else if was_scarce && !is_scarce {
             tracing::info!(resident_bytes, "there is enough memory again");
+        }
+        if is_scarce {
+            allowance::give_back();
         }
     }
 

@@ -264,6 +264,8 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.gateway.routes.connectionrate", Map, "", "The same from each connection.").live(),
     row(Gateway, "pitaya.gateway.memory.maxbytes", bytes(0, 1 << 50), "0",
         "Bytes held for all clients; beyond it those with the most are closed. 0 is half of what the process may use.").live(),
+    row(Gateway, "pitaya.gateway.memory.processbytes", bytes(0, 1 << 50), "0",
+        "Bytes that the process may use; near it new connections wait. 0 is the limit of its container or service, or the machine's memory.").live(),
     row(Gateway, "pitaya.gateway.packet.maxbytes", bytes(1_024, 0xff_ffff), "65536", "Longest packet from a client.").live(),
     row(Gateway, "pitaya.gateway.inflate.maxbytes", bytes(1_024, 1 << 30), "1048576", "Longest payload from a client after inflating.").live(),
     row(Gateway, "pitaya.gateway.handshake.timeout", time(100 * MS, HOUR), "10s", "From accepting to the acknowledged handshake.").live(),
