@@ -205,7 +205,7 @@ async fn more_notes_than_are_kept_lead_to_the_truth_as_well() {
     let theirs = PutRequest {
         key: b"game/bindings/connector/eve".to_vec(),
         value: b"front-2".to_vec(),
-        lease: 0,
+        ..PutRequest::default()
     };
     soon(client.put(theirs)).await.unwrap();
     front.notes.unbound("eve");

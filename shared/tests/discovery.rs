@@ -339,7 +339,8 @@ async fn the_calls_of_the_client_do_what_they_say() {
     let lease = client.lease_grant(60).await.unwrap();
     assert!(lease.id != 0 && lease.ttl == 60);
     for (name, lease) in [("k/1", lease.id), ("k/2", 0), ("l/1", 0)] {
-        let put = PutRequest { key: name.into(), value: b"v".to_vec(), lease };
+        let put =
+            PutRequest { key: name.into(), value: b"v".to_vec(), lease, ..PutRequest::default() };
         client.put(put).await.unwrap();
     }
     let all =
