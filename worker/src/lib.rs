@@ -22,7 +22,7 @@ mod error;
 mod extract;
 mod for_many;
 mod groups;
-mod grpc;
+pub mod grpc;
 mod handler;
 mod handshake;
 mod hooks;
