@@ -1,14 +1,16 @@
 //! Control: everything of a gateway that is not in the path of a message.
 //!
 //! One task follows the reactors' reports, the cluster's servers and the commands of the process's owner; others
-//! connect to NATS (connector.rs). It starts things in the order in which they can serve (bus, discovery, listeners)
+//! connect to NATS (connector.rs), or carry messages over gRPC (transport.rs). It starts things in the order in which they can serve (bus, discovery, listeners)
 //! and stops them in the opposite one. It never sees a player's message.
 
+pub mod cluster;
 pub mod connector;
 mod credentials;
 mod edge;
 pub mod hosting;
 pub mod plan;
+pub mod transport;
 pub mod upkeep;
 
 use std::sync::Arc;
@@ -26,9 +28,9 @@ use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
-use connector::Connector;
 use hosting::{Hosting, LocalParts};
 use plan::{ClusterPlan, Plan};
+use transport::Transport;
 use upkeep::{Reloaded, Upkeep};
 
 /// How long a full mailbox is waited for before it is tried again.
@@ -70,7 +72,7 @@ pub struct Control {
     readiness: Arc<Readiness>,
     meters: Meters,
     upkeep: Upkeep,
-    connector: Option<Connector>,
+    transport: Option<Transport>,
     discovery: Option<Discovery>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// The application in this process, once it has started.
@@ -103,6 +105,9 @@ pub enum ControlError {
     /// The endpoints of the binding storage.
     #[error("binding storage: {0}")]
     Bindings(#[from] EtcdError),
+    /// The port that other servers call.
+    #[error("gRPC: {0}")]
+    Grpc(#[from] std::io::Error),
     /// The application in this process.
     #[error("the application cannot start: {0}")]
     Application(String),
@@ -122,10 +127,6 @@ impl Control {
         meters: Meters,
         upkeep: Upkeep,
     ) -> Self {
-        let connector = plan
-            .cluster
-            .as_ref()
-            .map(|cluster| Connector::new(cluster.nats.clone(), mailboxes.clone()));
         Self {
             plan,
             mailboxes,
@@ -134,7 +135,7 @@ impl Control {
             readiness,
             meters,
             upkeep,
-            connector,
+            transport: None,
             discovery: None,
             tables: None,
             hosting: None,
@@ -144,6 +145,11 @@ impl Control {
             bindings: None,
             binding_writer: None,
         }
+    }
+
+    /// Gives reactors the connections that they ask for.
+    pub fn with_transport(self, transport: Option<Transport>) -> Self {
+        Self { transport, ..self }
     }
 
     /// Keeps the binding storage up to date as well, if the plan has one.
@@ -184,6 +190,12 @@ impl Control {
         if let (Some(options), Some(BindingSource { holders, inlet })) =
             (bindings, self.bindings.take())
         {
+            let inlet = match &self.transport {
+                Some(transport) if plan.rules.is_session_unique => {
+                    transport.follow_bindings(inlet, &own.id)
+                }
+                _ => inlet,
+            };
             let writer = BindingWriter::start(options, &own.server_type, &own.id, holders, inlet);
             self.binding_writer = Some(writer?);
         }
@@ -193,6 +205,9 @@ impl Control {
         let mut own = own.clone();
         if self.is_pushes_refused {
             own.metadata.remove(METADATA_PROTOCOL);
+        }
+        if let Some(transport) = &self.transport {
+            transport.announce_in(&mut own);
         }
         let discovery = Discovery::start(discovery.clone(), &own)?;
         if let Err(error) = self.join_discovery(&discovery, local).await {
@@ -216,15 +231,23 @@ impl Control {
     ) -> Result<(), ControlError> {
         let (plan, mailboxes) = (self.plan.clone(), self.mailboxes.clone());
         let hosting_plan = plan.cluster.as_ref().and_then(|cluster| cluster.hosting.clone());
+        if let Some(transport) = &mut self.transport {
+            transport.join(discovery)?;
+        }
+        let link = self.transport.as_ref().and_then(Transport::link);
         let hosted = async {
             discovery.wait_synced().await;
             let Some((local, hosting)) = local.zip(hosting_plan) else { return Ok(None) };
             let started =
-                Hosting::in_cluster(local, hosting, &plan.rules, &mailboxes, discovery).await?;
+                Hosting::in_cluster(local, hosting, link, &plan.rules, &mailboxes, discovery)
+                    .await?;
             Ok::<_, ControlError>(Some(started))
         };
         // Boxed, because an application's start is a large future that most gateways never need.
         self.hosting = self.follow_until(Box::pin(hosted)).await??;
+        if let Some(transport) = &mut self.transport {
+            transport.serve()?;
+        }
         self.follow_until(discovery.register()).await
     }
 
@@ -345,17 +368,17 @@ impl Control {
                 tracing::info!(reactor, driver = %chosen, "reactor runs");
             }
             Report::BusWanted { reactor } => {
-                if let Some(connector) = &self.connector {
-                    connector.connect(reactor);
+                if let Some(transport) = &mut self.transport {
+                    transport.connect(reactor, &self.mailboxes);
                 }
             }
             Report::BusReady { reactor, address } => {
-                tracing::info!(reactor, address, "connected to NATS");
+                tracing::info!(reactor, address, "the bus is connected");
                 self.readiness.set_bus(reactor, true);
             }
             Report::BusServers { addresses } => {
-                if let Some(connector) = &self.connector {
-                    connector.learn(&addresses);
+                if let Some(transport) = &self.transport {
+                    transport.learn(&addresses);
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
@@ -427,6 +450,9 @@ impl Control {
         }
         if let Some(hosting) = self.hosting.take() {
             hosting.stop(Duration::from_millis(grace_ms)).await;
+        }
+        if let Some(transport) = self.transport.take() {
+            transport.stop().await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

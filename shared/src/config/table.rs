@@ -116,11 +116,11 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.cluster.rpc.client.grpc.lazyconnection", Bool, "false", "Connect at the first call only."),
     row(Both, "pitaya.cluster.rpc.client.grpc.requesttimeout", TIMEOUT, "5s", "Limit for one call."),
     row(Both, "pitaya.cluster.rpc.server.grpc.port", PORT, "3434", "Listening port, on all addresses."),
-    row(Worker, "pitaya.cluster.rpc.transport", Choice(&["nats", "grpc"]), "nats",
+    row(Both, "pitaya.cluster.rpc.transport", Choice(&["nats", "grpc"]), "nats",
         "How servers call each other; all servers of a cluster must choose the same."),
-    row(Worker, "pitaya.cluster.rpc.server.grpc.host", Text, "", "Host that others are told to call; empty means the name of this machine."),
-    row(Worker, "pitaya.cluster.rpc.server.grpc.externalhost", Text, "", "Host for servers of other regions; empty means none."),
-    row(Worker, "pitaya.cluster.rpc.server.grpc.externalport", PORT, "0", "Port there; 0 means the same as here."),
+    row(Both, "pitaya.cluster.rpc.server.grpc.host", Text, "", "Host that others are told to call; empty means the name of this machine."),
+    row(Both, "pitaya.cluster.rpc.server.grpc.externalhost", Text, "", "Host for servers of other regions; empty means none."),
+    row(Both, "pitaya.cluster.rpc.server.grpc.externalport", PORT, "0", "Port there; 0 means the same as here."),
     row(Both, "pitaya.cluster.info.region", Text, "", "Own region: servers in another one are called at their external address."),
 
     // Jobs over Redis.
