@@ -109,6 +109,10 @@ impl Bridge {
                         Ok(0) => return Ok(()),
                         Ok(_) => self.handle(&mut input)?,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        // It had not read everything when it closed.
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                            return Ok(());
+                        }
                         Err(error) => return Err(error),
                     }
                 }

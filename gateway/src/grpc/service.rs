@@ -32,7 +32,7 @@ impl Answering for Frontend {
         limit: Option<Duration>,
     ) -> BoxFuture<'static, Result<Bytes, Status>> {
         let frontend = self.clone();
-        let limit = limit.unwrap_or(self.request_timeout).min(self.request_timeout);
+        let limit = limit.unwrap_or(self.request_timeout);
         Box::pin(async move {
             let answer = tokio::time::timeout(limit, frontend.answer_to(method, message)).await;
             answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))

@@ -14,6 +14,7 @@ mod failures;
 mod world;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use client::raw::RawClient;
@@ -22,6 +23,7 @@ use gateway::gateway::StartError;
 use peer::Peer;
 use prost::Message;
 use proto::service::{METHOD_BIND, METHOD_CALL, METHOD_KICK, METHOD_PUSH};
+use tokio::sync::Barrier;
 use tonic::Code;
 use worker::prelude::*;
 use world::{DRIVERS, SOON, World, ask, error_of, tcp, until_answered};
@@ -183,6 +185,39 @@ fn hosted_applications_call_workers_and_are_called() {
         assert!(missing.contains("PIT-404"), "{missing}");
         gateway.stop();
     }
+    world.stop_worker(room);
+}
+
+#[test]
+fn players_who_wait_for_slow_handlers_hold_nobody_up() {
+    /// More than HTTP/2 servers take on a connection by default.
+    const PLAYERS: usize = 30;
+    const EACH: usize = 10;
+    let world = World::new();
+    let all = Arc::new(Barrier::new(PLAYERS * EACH));
+    let app = app("room").concurrent("desk.gather").on("desk.gather", move || {
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            Ok::<_, Error>(true)
+        }
+    });
+    let room = world.worker("r1", app);
+    let gateway = world.gateway("auto", "gate-1", &[]);
+    let mut clients: Vec<_> = (0..PLAYERS).map(|_| tcp(&gateway)).collect();
+    until_answered(&mut clients[0], "room.desk.echo", b"");
+    for client in &mut clients {
+        for _ in 0..EACH {
+            client.send_request("room.desk.gather", b"").unwrap();
+        }
+    }
+    for client in &mut clients {
+        for _ in 0..EACH {
+            let answer = client.read_message(SOON).unwrap();
+            assert!(!answer.is_error, "{}", answer.text());
+        }
+    }
+    gateway.stop();
     world.stop_worker(room);
 }
 

@@ -165,7 +165,7 @@ pub static KEYS: &[Key] = &[
 
     // Modules and groups.
     row(Gateway, "pitaya.modules.bindingstorage.enabled", Bool, "false",
-        "Write to etcd which frontend holds which user; gRPC finds users by it."),
+        "Write to etcd which frontend holds which user; always on where the transport is grpc, which finds users by it."),
     row(Both, "pitaya.modules.bindingstorage.etcd.user", Text, "", "etcd user; only used together with a password."),
     row(Both, "pitaya.modules.bindingstorage.etcd.pass", Secret, "", "etcd password."),
     row(Both, "pitaya.modules.bindingstorage.etcd.endpoints", URLS, "localhost:2379", "etcd of the binding storage."),

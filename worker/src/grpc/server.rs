@@ -27,6 +27,10 @@ use crate::metadata;
 /// How often an HTTP/2 ping checks a connection, and how long its answer may take.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
+/// Calls under way on one connection. Go's servers have no bound; hyper's own, 200, would hold up a gateway whose players
+/// wait for slow handlers. What runs is bounded by whoever answers.
+const STREAMS_MAX: u32 = 16 * 1024;
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -64,6 +68,7 @@ pub async fn serve(
     let served = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_INTERVAL))
+        .max_concurrent_streams(STREAMS_MAX)
         .serve_with_incoming_shutdown(Served(answering), incoming, async {
             let _ = closing.await;
         });
