@@ -121,11 +121,8 @@ impl Starting {
             reactors,
             bindings,
         } = self;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(if local.is_some() || grpc.is_some() { plan.reactors } else { 1 })
-            .thread_name("control")
-            .enable_all()
-            .build()?;
+        // Applications run here, and all that goes over gRPC.
+        let runtime = runtime(if local.is_some() || grpc.is_some() { plan.reactors } else { 1 })?;
         let readiness = Arc::new(match &plan.cluster {
             None => Readiness::standalone(),
             Some(_) => Readiness::cluster(plan.reactors),
@@ -175,6 +172,14 @@ impl Starting {
             Err(_) => Err(StartError::Ended),
         }
     }
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("control")
+        .enable_all()
+        .build()
 }
 
 /// What the control thread does first.

@@ -19,7 +19,6 @@ use std::time::Duration;
 use shared::cluster::binding_writer::{BindingInlet, BindingWriter};
 use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::cluster::etcd::EtcdError;
-use shared::config::Change;
 use shared::server::{METADATA_PROTOCOL, Server, ServerTable};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -318,25 +317,11 @@ impl Control {
                 for mailbox in self.mailboxes.iter() {
                     post(mailbox, Mail::Rules(rules.clone())).await;
                 }
-                for change in &renewal.changed {
-                    let Change { key, before, after } = change;
-                    tracing::info!(key, before, after, "changed");
-                }
-                for change in &renewal.needs_restart {
-                    let Change { key, before, after } = change;
-                    tracing::warn!(key, before, after, "takes effect at the next start");
-                }
-                tracing::info!("the configuration was read again");
                 Ok(renewal)
             }
-            Err(mistakes) => {
-                for mistake in &mistakes {
-                    tracing::error!("{mistake}");
-                }
-                tracing::error!("the configuration is wrong; nothing has changed");
-                Err(mistakes)
-            }
+            Err(mistakes) => Err(mistakes),
         };
+        upkeep::log(&outcome);
         // Whoever asked may have gone.
         let _ = done.send(outcome);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use shared::bans::BanList;
 use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
 use shared::cluster::etcd::EtcdError;
-use shared::config::{Config, Renewal, Sources};
+use shared::config::{Change, Config, Renewal, Sources};
 use shared::routing::Routing;
 
 use super::plan::{GatewayKind, Plan, rules};
@@ -110,6 +110,29 @@ impl Upkeep {
             tracing::warn!(resident_bytes, "memory is scarce; new connections have to wait");
         } else if was_scarce && !is_scarce {
             tracing::info!(resident_bytes, "there is enough memory again");
+        }
+    }
+}
+
+/// Says in the log what a reload has changed, or why it has changed nothing.
+pub(super) fn log(outcome: &Reloaded) {
+    match outcome {
+        Ok(renewal) => {
+            for change in &renewal.changed {
+                let Change { key, before, after } = change;
+                tracing::info!(key, before, after, "changed");
+            }
+            for change in &renewal.needs_restart {
+                let Change { key, before, after } = change;
+                tracing::warn!(key, before, after, "takes effect at the next start");
+            }
+            tracing::info!("the configuration was read again");
+        }
+        Err(mistakes) => {
+            for mistake in mistakes {
+                tracing::error!("{mistake}");
+            }
+            tracing::error!("the configuration is wrong; nothing has changed");
         }
     }
 }

@@ -59,7 +59,7 @@ impl Frontend {
                 let [_, kicks] = rules.user_subjects(&uid);
                 let answer = board.request(&kicks, message).await;
                 // A session that ends at this moment is not kicked any more.
-                let answer = answer.ok().filter(|answer| is_kicked(answer));
+                let answer = answer.ok().filter(is_kicked);
                 answer.ok_or_else(|| Status::unknown(SESSION_NOT_FOUND))
             }
             Method::Bind => {
