@@ -253,7 +253,8 @@ impl Running {
             );
         }
         link.flush(FLUSH_TIMEOUT).await;
-        let _ = link.client().drain().await;
+        // While NATS is away nobody takes this either.
+        let _ = timeout(FLUSH_TIMEOUT, link.client().drain()).await;
         self.pump.abort();
         drop(self.admin);
         tracing::info!("stopped");
