@@ -158,8 +158,17 @@ impl World {
         self.application(demo::app(DemoOptions { test_routes: true }), id)
     }
 
+    /// The same with these settings on top.
+    pub(crate) fn worker_of(&self, id: &str, settings: &[(&str, &str)]) -> Worker {
+        self.configured(demo::app(DemoOptions { test_routes: true }), id, settings)
+    }
+
     /// A worker of ours with any application.
     pub(crate) fn application(&self, app: App, id: &str) -> Worker {
+        self.configured(app, id, &[])
+    }
+
+    fn configured(&self, app: App, id: &str, more: &[(&str, &str)]) -> Worker {
         let (nats, etcd) = (self.nats.url(), self.etcd.url());
         let settings = [
             ("pitaya.nats.connect", nats.as_str()),
@@ -171,7 +180,11 @@ impl World {
             ("pitaya.admin.listen", "127.0.0.1:0"),
             ("pitaya.handler.queue.session", "1000"),
         ];
-        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let settings: Vec<_> = settings
+            .iter()
+            .chain(more)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
         let (stop, stops) = mpsc::channel(4);
         let end = self.runtime.spawn(async move { app.run_until(&config, stops).await });

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[allow(clippy::duplicate_mod, reason = "the worker's tests start all kinds of servers")]
+mod guarded;
+
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running etcd, or one that was stopped and can be started again on the same port and data.
@@ -149,7 +152,8 @@ impl Etcd {
         let client_url = format!("http://127.0.0.1:{}", self.client_port);
         let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
         let log = std::fs::File::create(self.log_path()).expect("a log file");
-        let child = Command::new(binary())
+        let mut command = guarded::command(binary());
+        command
             .args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
@@ -158,9 +162,8 @@ impl Etcd {
             .args(["--initial-cluster", &format!("test={peer_url}")])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("etcd can be started");
+            .stderr(log);
+        let child = guarded::spawn(command).expect("etcd can be started");
         let process = self.process.insert(child);
         let started_at = Instant::now();
         while process.try_wait().expect("the state of etcd").is_none() {
