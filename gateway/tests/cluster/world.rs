@@ -160,8 +160,13 @@ impl World {
 
     /// A worker of ours with any application.
     pub(crate) fn application(&self, app: App, id: &str) -> Worker {
+        self.application_with(app, id, &[])
+    }
+
+    /// The same with these settings on top.
+    pub(crate) fn application_with(&self, app: App, id: &str, more: &[(&str, &str)]) -> Worker {
         let (nats, etcd) = (self.nats.url(), self.etcd.url());
-        let settings = [
+        let mut settings = vec![
             ("pitaya.nats.connect", nats.as_str()),
             ("pitaya.cluster.sd.etcd.endpoints", etcd.as_str()),
             ("pitaya.cluster.sd.etcd.shutdown.delay", "50ms"),
@@ -171,7 +176,9 @@ impl World {
             ("pitaya.admin.listen", "127.0.0.1:0"),
             ("pitaya.handler.queue.session", "1000"),
         ];
-        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        settings.extend(more);
+        let settings: Vec<_> =
+            settings.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
         let (stop, stops) = mpsc::channel(4);
         let end = self.runtime.spawn(async move { app.run_until(&config, stops).await });
