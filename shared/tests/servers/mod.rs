@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,26 +80,6 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// Ends the server in good order and waits for its end.
-    pub(crate) fn stop(&mut self) {
-        self.process.stop();
-    }
-
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
-    }
-
     /// Has the server announce its end and send its clients away.
     pub(crate) fn lame_duck(&self) {
         self.process.signal("USR2");
@@ -156,26 +137,6 @@ impl Etcd {
     /// The address as clients are configured with it.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)
-    }
-
-    /// Ends the server in good order and waits for its end.
-    pub(crate) fn stop(&mut self) {
-        self.process.stop();
-    }
-
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
     }
 
     /// Ends the server, and starts it again on its ports without its data.
@@ -237,21 +198,6 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
-    }
-
     /// Starts the server again on its port and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
@@ -277,8 +223,29 @@ fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// What all servers can be told as processes.
+macro_rules! is_process {
+    ($($server:ty)*) => {$(
+        impl Deref for $server {
+            type Target = Process;
+
+            fn deref(&self) -> &Process {
+                &self.process
+            }
+        }
+
+        impl DerefMut for $server {
+            fn deref_mut(&mut self) -> &mut Process {
+                &mut self.process
+            }
+        }
+    )*};
+}
+
+is_process!(Nats Etcd Redis);
+
 /// One server program, its directory and its running process.
-struct Process {
+pub(crate) struct Process {
     program: PathBuf,
     command: Option<Command>,
     child: Option<Child>,
@@ -334,7 +301,18 @@ impl Process {
         assert!(status.unwrap().success(), "signal {name}");
     }
 
-    fn stop(&mut self) {
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Ends the server in good order and waits for its end.
+    pub(crate) fn stop(&mut self) {
         self.signal("TERM");
         // A frozen server would not see its end.
         self.signal("CONT");
@@ -346,7 +324,8 @@ impl Process {
         self.child = None;
     }
 
-    fn kill(&mut self) {
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
