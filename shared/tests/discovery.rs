@@ -7,6 +7,7 @@
 mod etcd;
 #[path = "servers/relay.rs"]
 mod relay;
+mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -262,7 +263,7 @@ async fn the_table_outlives_etcd_and_the_server_registers_again() {
     etcd.kill();
     eventually("the loss", || !room.is_connected() && !room.is_registered()).await;
     assert_eq!(now(&room).len(), 2);
-    etcd.restart();
+    etcd.restart_same_port();
     let back_at = Instant::now();
     eventually("the return", || room.is_connected() && room.is_registered()).await;
     assert!(back_at.elapsed() < Duration::from_secs(5), "{:?}", back_at.elapsed());
@@ -279,7 +280,7 @@ async fn etcd_may_come_up_after_the_server() {
     let room = start(&etcd, "r1", "room");
     let too_early = tokio::time::timeout(Duration::from_millis(500), room.register()).await;
     assert!(too_early.is_err() && !room.is_connected() && now(&room).is_empty());
-    etcd.restart();
+    etcd.restart_same_port();
     within(Duration::from_secs(5), "registration", room.register()).await;
     assert!(etcd.key(&key("room", "r1")).is_some());
 }
@@ -311,9 +312,7 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     within(PATIENCE, "registration", room.register()).await;
     table(&room, "all servers", |table| table.len() == 21).await;
     let mut events = room.events();
-    etcd.kill();
-    etcd.wipe();
-    etcd.restart();
+    etcd.restart_empty();
     eventually("the key", || etcd.key(&key("room", "own")).is_some()).await;
     put_by_hand(&etcd, "r0", "room");
     assert_eq!(now(&room).len(), 21, "nobody is removed yet");
@@ -422,7 +421,7 @@ async fn a_compaction_while_disconnected_leaves_no_gap() {
         put_by_hand(&etcd, &format!("r{number}"), "room");
     }
     etcd.compact();
-    etcd.restart();
+    etcd.restart_same_port();
     assert!(now(&watcher).by_id("r0").is_some());
     relay.accept();
     let found = table(&watcher, "the changes", |table| table.by_id("r9").is_some()).await;
@@ -473,7 +472,7 @@ async fn a_password_is_used_and_a_forgotten_token_is_asked_for_again() {
     let room = with_password(&etcd, "r1", "secret");
     within(PATIENCE, "registration", room.register()).await;
     table(&room, "the own server", |table| table.by_id("r1").is_some()).await;
-    etcd.restart();
+    etcd.restart_same_port();
     eventually("the return", || room.is_connected() && room.is_registered()).await;
     let other = with_password(&etcd, "r4", "secret");
     within(PATIENCE, "registration", other.register()).await;

@@ -61,13 +61,14 @@ impl Nats {
         command.args(["-a", "127.0.0.1", "-p", &port, "--ports_file_dir"]).arg(&directory);
         command.args(&self.arguments);
         self.process.spawn();
-        self.port = self.process.wait_for("its port", || {
+        let port = self.process.wait_for("its port", || {
             let file = fs::read_dir(&directory).ok()?.next()?.ok()?;
             let text = fs::read_to_string(file.path()).ok()?;
             // {"nats":["nats://127.0.0.1:4222"]}
             let port = text.split("127.0.0.1:").nth(1)?.split('"').next()?.parse().ok()?;
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok().map(|_| port)
         });
+        self.port = port.unwrap();
     }
 
     /// Where clients connect.
@@ -108,25 +109,26 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts a server and waits until it answers.
     pub(crate) fn start() -> Self {
-        let process = Process::new("etcd", "DRAGONFRUIT_ETCD");
-        let [client_port, peer_port] = free_ports();
-        let mut etcd = Self { process, client_port, peer_port };
-        etcd.launch();
-        etcd
+        on_free_ports(|[client_port, peer_port]| {
+            let process = Process::new("etcd", "DRAGONFRUIT_ETCD");
+            let mut etcd = Self { process, client_port, peer_port };
+            etcd.launch().map(|()| etcd)
+        })
     }
 
-    fn launch(&mut self) {
+    fn launch(&mut self) -> Result<(), String> {
         let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let data = self.process.directory().join("data");
         let command = self.process.command();
-        command.args(["--name", "test", "--data-dir"]).arg(data);
+        command.args(["--name", "test", "--logger", "zap", "--log-level", "warn"]);
+        command.arg("--data-dir").arg(data);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("test={peer}")]);
         self.process.spawn();
         let address = self.address();
-        self.process.wait_for("its health", || is_healthy(address).then_some(()));
+        self.process.wait_for("its health", || is_healthy(address).then_some(()))
     }
 
     /// Where clients connect.
@@ -143,13 +145,13 @@ impl Etcd {
     pub(crate) fn restart_empty(&mut self) {
         self.process.kill();
         fs::remove_dir_all(self.process.directory().join("data")).unwrap();
-        self.launch();
+        self.launch().unwrap();
     }
 
     /// Starts the server again on its ports and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
-        self.launch();
+        self.launch().unwrap();
     }
 }
 
@@ -164,13 +166,13 @@ impl Redis {
     pub(crate) fn start(arguments: &[&str]) -> Option<Self> {
         let (name, variable) = ("redis-server", "DRAGONFRUIT_REDIS_SERVER");
         find(name, variable)?;
-        let [port] = free_ports();
-        let mut redis = Self { process: Process::new(name, variable), port };
-        redis.launch(arguments);
-        Some(redis)
+        Some(on_free_ports(|[port]| {
+            let mut redis = Self { process: Process::new(name, variable), port };
+            redis.launch(arguments).map(|()| redis)
+        }))
     }
 
-    fn launch(&mut self, arguments: &[&str]) {
+    fn launch(&mut self, arguments: &[&str]) -> Result<(), String> {
         let directory = self.process.directory().to_owned();
         let port = self.port.to_string();
         let command = self.process.command();
@@ -190,7 +192,7 @@ impl Redis {
             let mut rest = [0; 4];
             stream.read_exact(&mut rest).ok()?;
             (&rest != b"LOAD").then_some(())
-        });
+        })
     }
 
     /// The address as it is configured.
@@ -201,7 +203,7 @@ impl Redis {
     /// Starts the server again on its port and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
-        self.launch(&[]);
+        self.launch(&[]).unwrap();
     }
 }
 
@@ -215,6 +217,20 @@ fn is_healthy(address: SocketAddr) -> bool {
         stream.take(4096).read_to_string(&mut answer).map(|_| answer)
     };
     ask().is_ok_and(|answer: String| answer.contains("200 OK"))
+}
+
+/// Starts a server on ports of its own. Somebody else may take one between the look and the use, so one that does not
+/// start is tried again.
+fn on_free_ports<const COUNT: usize, S>(
+    mut start: impl FnMut([u16; COUNT]) -> Result<S, String>,
+) -> S {
+    for _ in 0..5 {
+        match start(free_ports()) {
+            Ok(server) => return server,
+            Err(trouble) => eprintln!("{trouble}"),
+        }
+    }
+    panic!("it did not start five times in a row");
 }
 
 /// Ports that were free a moment ago. They are held until all are known, so that they differ.
@@ -263,8 +279,13 @@ impl Process {
         self.directory.path()
     }
 
-    fn log(&self) -> PathBuf {
+    fn log_file(&self) -> PathBuf {
         self.directory().join("log")
+    }
+
+    /// What the server has said since its last start.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     fn command(&mut self) -> &mut Command {
@@ -272,23 +293,23 @@ impl Process {
     }
 
     fn spawn(&mut self) {
-        let log = File::create(self.log()).unwrap();
+        let log = File::create(self.log_file()).unwrap();
         let mut command = self.command.take().expect("the command was made");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
 
-    /// Asks again and again, with short pauses, until there is an answer.
-    fn wait_for<T>(&mut self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    /// Asks again and again, with short pauses, until there is an answer. Fails when the server ends or takes too long.
+    fn wait_for<T>(&mut self, what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(answer) = ask() {
-                return answer;
+                return Ok(answer);
             }
             let exited = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             if exited.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(self.log()).unwrap_or_default();
-                panic!("{}: no {what} (ended: {exited:?})\n{log}", self.program.display());
+                let (program, log) = (self.program.display(), self.log());
+                return Err(format!("{program}: no {what} (ended: {exited:?})\n{log}"));
             }
             thread::sleep(Duration::from_millis(10));
         }
