@@ -5,8 +5,8 @@
 
 #[path = "servers/etcd.rs"]
 mod etcd;
-#[path = "servers/relay.rs"]
-mod relay;
+#[path = "servers/fault_proxy.rs"]
+mod fault_proxy;
 mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd::Etcd;
-use relay::Relay;
+use fault_proxy::FaultProxy;
 use shared::cluster::discovery::{
     Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent,
 };
@@ -411,10 +411,12 @@ async fn a_compacted_revision_ends_a_watch_and_says_so() {
 async fn a_compaction_while_disconnected_leaves_no_gap() {
     let mut etcd = Etcd::start();
     put_by_hand(&etcd, "r0", "room");
-    let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector")).unwrap();
+    let proxy = FaultProxy::start(etcd.address());
+    let watcher =
+        Discovery::start(options(&proxy.address().to_string()), &server("c1", "connector"))
+            .unwrap();
     table(&watcher, "the server", |table| table.by_id("r0").is_some()).await;
-    relay.refuse();
+    proxy.refuse(true);
     eventually("the loss", || !watcher.is_connected()).await;
     etcd.delete(&key("room", "r0"));
     for number in 1..10 {
@@ -423,7 +425,7 @@ async fn a_compaction_while_disconnected_leaves_no_gap() {
     etcd.compact();
     etcd.restart_same_port();
     assert!(now(&watcher).by_id("r0").is_some());
-    relay.accept();
+    proxy.refuse(false);
     let found = table(&watcher, "the changes", |table| table.by_id("r9").is_some()).await;
     assert!(found.by_id("r0").is_none());
     assert_eq!(found.len(), 9);
@@ -432,13 +434,13 @@ async fn a_compaction_while_disconnected_leaves_no_gap() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let etcd = Etcd::start();
-    let relay = Relay::start(&etcd.endpoint());
-    let mut options = options(&relay.endpoint());
+    let proxy = FaultProxy::start(etcd.address());
+    let mut options = options(&proxy.address().to_string());
     options.store.dial_timeout = Duration::from_millis(500);
     options.sync_interval = Duration::from_millis(500);
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
-    relay.freeze();
+    proxy.forget();
     let frozen_at = Instant::now();
     put_by_hand(&etcd, "r1", "room");
     table(&watcher, "the missed server", |table| table.by_id("r1").is_some()).await;
@@ -582,9 +584,10 @@ async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let etcd = Etcd::start();
-    let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector"))
-        .expect("good options");
+    let proxy = FaultProxy::start(etcd.address());
+    let watcher =
+        Discovery::start(options(&proxy.address().to_string()), &server("c1", "connector"))
+            .expect("good options");
     within(PATIENCE, "the first sync", watcher.wait_synced()).await;
     let mut expected = BTreeSet::new();
     for _ in 0..400 {
@@ -597,7 +600,7 @@ async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
             expected.insert(id);
         }
         match random.u8(..20) {
-            0 => relay.cut(),
+            0 => proxy.cut(),
             1 => {
                 etcd.compact();
             }
