@@ -30,10 +30,11 @@ use crate::service::{Began, Service};
 use crate::state::States;
 use crate::timers::TimerSet;
 
-/// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers).
+/// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers) and
+/// [`remotes`](crate::remotes).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a component",
-    note = "put `#[handlers(\"name\")]` on its `impl` block"
+    note = "put `#[handlers(\"name\")]` or `#[remotes(\"name\")]` on its `impl` block"
 )]
 pub trait Component: Sized {
     /// Adds the handlers to the application.

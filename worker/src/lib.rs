@@ -94,7 +94,7 @@ pub use shared::server::{Server, ServerTable};
 pub use state::{State, States};
 pub use timers::{Timer, Timers};
 pub use validation::{Valid, Validate};
-pub use worker_macros::handlers;
+pub use worker_macros::{handlers, remotes};
 
 /// Keeps the code in the README compiling.
 #[cfg(doctest)]

@@ -277,6 +277,52 @@ async fn a_component_registers_its_public_methods() {
     assert_eq!(harness.send(&request(3, "room.counter.private", "")).error().await.0, "PIT-404");
 }
 
+struct Purse(AtomicU64);
+
+#[remotes("purse")]
+impl Purse {
+    pub async fn on_start(&self) {
+        self.0.store(100, Ordering::Relaxed);
+    }
+
+    pub async fn take_gold(&self, ctx: Ctx, taken: Pb<proto::Doc>) -> Result<Pb<proto::Doc>> {
+        let Ok(gold) = taken.0.doc.parse() else { bail!("T-400", "how much?") };
+        let left = self.0.fetch_sub(gold, Ordering::Relaxed) - gold;
+        Ok(Pb(proto::Doc { doc: format!("{} {left}", ctx.route()) }))
+    }
+
+    pub async fn lose(&self) {
+        self.0.store(self.nothing(), Ordering::Relaxed);
+    }
+
+    fn nothing(&self) -> u64 {
+        0
+    }
+}
+
+#[tokio::test]
+async fn a_component_of_remotes_answers_servers_and_no_clients() {
+    let harness = Harness::new(App::new("room").component(Purse(AtomicU64::new(0)))).await;
+    let call = |route: &'static str, message: &'static str| proto::Request {
+        r#type: 1,
+        session: None,
+        ..request(0, route, message)
+    };
+    let answer = harness.send(&call("room.purse.takegold", "\n\u{2}30")).data().await;
+    assert_eq!(proto::Doc::decode(answer).unwrap().doc, "room.purse.takegold 70");
+    let refused = harness.send(&call("room.purse.takegold", "")).error().await;
+    assert_eq!(refused, ("T-400".into(), "how much?".into()));
+    assert!(harness.send(&call("room.purse.lose", "")).data().await.is_empty());
+    let answer = harness.send(&call("room.purse.takegold", "\n\u{1}0")).data().await;
+    assert_eq!(proto::Doc::decode(answer).unwrap().doc, "room.purse.takegold 0");
+    for route in ["room.purse.takegold", "room.purse.lose"] {
+        assert_eq!(harness.send(&request(3, route, "")).error().await.0, "PIT-404", "{route}");
+    }
+    for route in ["room.purse.nothing", "room.purse.onstart"] {
+        assert_eq!(harness.send(&call(route, "")).error().await.0, "PIT-404", "{route}");
+    }
+}
+
 #[tokio::test]
 async fn a_session_is_refused_where_there_is_none() {
     let app = App::new("room")
