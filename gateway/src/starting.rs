@@ -143,7 +143,7 @@ impl Starting {
         };
         let sources = AdminSources { actions: Some(actions), ..sources };
         let parts =
-            local.zip(application).map(|(bus, application)| LocalParts { bus, application });
+            local.zip(application).map(|(bus, app)| LocalParts::new(bus, app, meters.exporter()));
         let control = Control::new(
             plan.clone(),
             mailboxes.clone(),

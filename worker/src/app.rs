@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use shared::metrics::Exporter;
 use shared::route::Route;
 use shared::router::Policy;
 use shared::routing::Routing;
@@ -14,6 +15,7 @@ use shared::routing::Routing;
 use crate::admission::Limits;
 use crate::app_parts::Parts;
 use crate::call::Environment;
+use crate::call_times::CallTimes;
 use crate::docs::Docs;
 use crate::error::{Error, Result};
 use crate::groups::{GroupStorage, GroupStore};
@@ -58,6 +60,9 @@ pub struct ClusterView {
     pub is_loop_back_allowed: bool,
     /// What the configuration says of the choice of servers; the application's own rules come below it.
     pub routing: Routing,
+    /// Where calls to other servers and jobs are measured; none measures nothing. A host that measures its own
+    /// forwarding gives its own.
+    pub exporter: Option<Exporter>,
 }
 
 impl ClusterView {
@@ -71,6 +76,7 @@ impl ClusterView {
             frontend_type: None,
             is_loop_back_allowed: false,
             routing: Routing::new(Policy::Random),
+            exporter: None,
         }
     }
 }
@@ -289,6 +295,7 @@ impl App {
             frontend_type: view.frontend_type.map(Into::into),
             timers: TimerSet::default(),
             counters: Arc::default(),
+            call_times: view.exporter.map(CallTimes::new),
             request_timeout: view.request_timeout,
             is_frontend: view.is_frontend,
             is_loop_back_allowed: view.is_loop_back_allowed,

@@ -158,6 +158,7 @@ impl Running {
             request_timeout: settings.request_timeout,
             is_loop_back_allowed: settings.is_loop_back_allowed,
             routing: settings.routing.clone(),
+            exporter: Some(settings.exporter.clone()),
             ..ClusterView::new(&settings.own.id, servers)
         };
         let job_handlers = std::mem::take(&mut app.job_handlers);

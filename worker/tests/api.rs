@@ -4,13 +4,15 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message;
 use serde_json::json;
+use shared::metrics::{Exporter, ExporterOptions};
 use support::{FRONTEND, Harness, request, with_timeout};
-use worker::LinkError;
 use worker::prelude::*;
+use worker::{ClusterView, FixedServers, LinkError};
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Text {
@@ -292,11 +294,11 @@ impl Purse {
     }
 
     pub async fn lose(&self) {
-        self.0.store(self.nothing(), Ordering::Relaxed);
+        self.empty();
     }
 
-    fn nothing(&self) -> u64 {
-        0
+    fn empty(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 }
 
@@ -318,9 +320,52 @@ async fn a_component_of_remotes_answers_servers_and_no_clients() {
     for route in ["room.purse.takegold", "room.purse.lose"] {
         assert_eq!(harness.send(&request(3, route, "")).error().await.0, "PIT-404", "{route}");
     }
-    for route in ["room.purse.nothing", "room.purse.onstart"] {
+    for route in ["room.purse.empty", "room.purse.onstart"] {
         assert_eq!(harness.send(&call(route, "")).error().await.0, "PIT-404", "{route}");
     }
+}
+
+#[tokio::test]
+async fn calls_are_measured_by_their_caller_with_the_code_that_they_ended_with() {
+    let options = ExporterOptions { game: "", server_type: "room", const_labels: &[], custom: &[] };
+    let exporter = Exporter::new(&options).unwrap();
+    let metagame = Server {
+        id: "metagame-1".into(),
+        server_type: "metagame".into(),
+        metadata: std::collections::BTreeMap::new(),
+        frontend: false,
+        hostname: String::new(),
+    };
+    let view = ClusterView {
+        exporter: Some(exporter.clone()),
+        ..ClusterView::new("room-1", Arc::new(FixedServers::new([metagame])))
+    };
+    let app = App::new("room").on("r.ask", async |rpc: Rpc| -> Result<bool> {
+        rpc.raw("metagame.p.spend", Bytes::new()).await?;
+        Ok(true)
+    });
+    let harness = Harness::with_view(app, view).await.unwrap();
+    let ask = request(1, "room.r.ask", "");
+    harness.send(&ask).data().await;
+    let refusal = proto::Error { code: "GAME-1".into(), ..proto::Error::default() };
+    let refused = proto::Response { error: Some(refusal), ..proto::Response::default() };
+    harness.link.answer_next(Ok(refused));
+    harness.send(&ask).error().await;
+    harness.link.answer_next(Err(LinkError::Timeout));
+    assert_eq!(harness.send(&ask).error().await.0, "PIT-408");
+    let page = exporter.render();
+    let ends = |status: &str, code: &str| {
+        let labels = [
+            "response_time_ns_count{".to_owned(),
+            "type=\"rpc\"".to_owned(),
+            "route=\"metagame.p.spend\"".to_owned(),
+            format!("status=\"{status}\""),
+            format!("code=\"{code}\""),
+        ];
+        let is_meant = |line: &&str| labels.iter().all(|label| line.contains(label));
+        page.lines().find(is_meant).is_some_and(|line| line.ends_with(" 1"))
+    };
+    assert!(ends("ok", "") && ends("failed", "PIT-408") && ends("failed", "other"), "{page}");
 }
 
 #[tokio::test]

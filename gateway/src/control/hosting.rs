@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::Discovery;
+use shared::metrics::Exporter;
 use shared::server::{Server, ServerTable};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,6 +25,15 @@ pub struct LocalParts {
     pub bus: Arc<LocalBus>,
     /// The application.
     pub application: worker::App,
+    /// Where its calls and jobs are measured.
+    pub exporter: Exporter,
+}
+
+impl LocalParts {
+    /// An application, the bus that leads to it, and where it is measured.
+    pub fn new(bus: Arc<LocalBus>, application: worker::App, exporter: Exporter) -> Self {
+        Self { bus, application, exporter }
+    }
 }
 
 /// How the application of a gateway in a cluster reaches others.
@@ -52,11 +62,12 @@ impl Hosting {
         rules: &Rules,
         mailboxes: &[Arc<Mailbox>],
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
+        let LocalParts { bus, application, exporter } = parts;
         let servers = Arc::new(FixedServers::new([own_server(rules)]));
         let view = ClusterView {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             ..ClusterView::new(&rules.server_id, servers)
         };
         let service = application.embed(bus.clone(), view).await.map_err(refused)?;
@@ -75,7 +86,7 @@ impl Hosting {
         mailboxes: &[Arc<Mailbox>],
         discovery: &Discovery,
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
+        let LocalParts { bus, application, exporter } = parts;
         let outlet = Outlet::open(plan.nats)
             .await
             .map_err(|error| ControlError::Application(error.to_string()))?;
@@ -87,6 +98,7 @@ impl Hosting {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             is_frontend: true,
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             is_loop_back_allowed: plan.is_loop_back_allowed,
             ..ClusterView::new(&rules.server_id, Arc::new(servers))
         };

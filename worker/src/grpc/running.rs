@@ -127,6 +127,7 @@ async fn start(mut app: App, settings: &Settings, grpc: &GrpcSettings) -> Result
         request_timeout: settings.request_timeout,
         is_loop_back_allowed: settings.is_loop_back_allowed,
         routing: settings.routing.clone(),
+        exporter: Some(settings.exporter.clone()),
         ..ClusterView::new(&own.id, Arc::new(Discovered(discovery.tables())))
     };
     let job_handlers = std::mem::take(&mut app.job_handlers);
