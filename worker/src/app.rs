@@ -237,7 +237,7 @@ impl App {
 
     /// Runs the jobs of a route: calls that somebody left in Redis to be made until they succeed (see
     /// [`Jobs`](crate::Jobs)). The message is the job's argument as JSON. A failure has it tried again as the job says;
-    /// it may run more than once in any case. Only servers of a cluster run jobs, not embedded applications.
+    /// it may run more than once in any case.
     pub fn on_job<Marker: 'static>(mut self, route: &str, handler: impl Handler<Marker>) -> Self {
         if !Route::parse(route).is_ok_and(|parsed| parsed.server_type.is_some()) {
             self.mistakes.push(format!("{route:?} is not serverType.service.method"));
@@ -248,7 +248,7 @@ impl App {
         self
     }
 
-    /// Keeps jobs elsewhere than in a Redis on this machine. Servers of a cluster take it from their configuration.
+    /// Keeps jobs elsewhere than in a Redis on this machine. Servers and gateways take it from their configuration.
     pub fn job_options(mut self, options: JobOptions) -> Self {
         self.jobs = options;
         self
@@ -263,11 +263,15 @@ impl App {
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
-    /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
+    /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks, then jobs. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view)?;
+        let mut app = self.checked()?;
+        let (handlers, options) = (std::mem::take(&mut app.job_handlers), app.jobs.clone());
+        let exporter = view.exporter.clone();
+        let service = app.build(link, view)?;
         service.start().await?;
+        service.start_jobs(handlers, &options, exporter)?;
         Ok(service)
     }
 

@@ -170,7 +170,8 @@ impl Control {
             frontend: false,
             hostname: String::new(),
         };
-        let started = Hosting::standalone(local, &plan.rules, &mailboxes);
+        // Boxed, because an application's start is a large future.
+        let started = Box::pin(Hosting::standalone(local, &plan.rules, &mailboxes));
         self.hosting = Some(self.follow_until(started).await??);
         self.meters.set_servers(&ServerTable::new([Arc::new(game)], 1));
         Ok(())

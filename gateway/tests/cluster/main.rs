@@ -27,6 +27,7 @@ mod fan_out;
 mod hostile;
 mod hosting;
 mod hosting_events;
+mod jobs;
 mod lifecycle;
 mod moving;
 mod nats_faults;

@@ -129,7 +129,7 @@ pub static KEYS: &[Key] = &[
     row(Worker, "pitaya.worker.redis.pool", count(1, 10_000), "10", "Connections to Redis."),
     row(Both, "pitaya.worker.redis.password", Secret, "", "Redis password."),
     row(Both, "pitaya.worker.namespace", Text, "", "Prefix of all Redis keys."),
-    row(Worker, "pitaya.worker.concurrency", count(1, 100_000), "1", "Jobs at the same time."),
+    row(Both, "pitaya.worker.concurrency", count(1, 100_000), "1", "Jobs at the same time."),
     row(Both, "pitaya.worker.retry.enabled", Bool, "true", "Try failed jobs again."),
     row(Both, "pitaya.worker.retry.max", count(0, 1_000), "5", "How often."),
     row(Both, "pitaya.worker.retry.exponential", count(0, 20), "2", "Exponent of the attempt's number in the delay."),
