@@ -7,7 +7,7 @@ use client::load::Report;
 use serde::Serialize;
 
 use crate::run::Run;
-use crate::scenario::Scenario;
+use crate::scenario::{Demand, Scenario};
 use crate::systems::SystemName;
 
 /// One thing that is measured.
@@ -24,6 +24,14 @@ pub enum Measure {
     NatsCpuUs,
     /// CPU time of the three together, µs a request.
     TotalCpuUs,
+    /// Messages that players received a second.
+    DeliveriesPerSecond,
+    /// CPU time of the frontend, µs a message that a player received.
+    GatewayCpuUsADelivery,
+    /// CPU time of the backend, the same.
+    WorkerCpuUsADelivery,
+    /// CPU time of nats-server, the same.
+    NatsCpuUsADelivery,
     /// Half of the answers came within this, µs.
     LatencyP50Us,
     /// 99 % of the answers came within this, µs.
@@ -50,11 +58,19 @@ impl Measure {
         Self::LatencyP999Us,
     ];
 
+    const BROADCAST: &[Self] = &[
+        Self::DeliveriesPerSecond,
+        Self::GatewayCpuUsADelivery,
+        Self::WorkerCpuUsADelivery,
+        Self::NatsCpuUsADelivery,
+    ];
+
     /// What a scenario is measured for.
     pub fn of(scenario: &Scenario) -> &'static [Self] {
         match scenario.is_idle {
             true if scenario.is_storm() => &[Self::ConnectP50Us, Self::ConnectP99Us],
             true => &[Self::GatewayConnectionBytes],
+            false if scenario.demand == Demand::Broadcast => Self::BROADCAST,
             false => Self::LOADED,
         }
     }
@@ -67,6 +83,10 @@ impl Measure {
             Self::WorkerCpuUs => "backend CPU µs/request",
             Self::NatsCpuUs => "nats-server CPU µs/request",
             Self::TotalCpuUs => "all three CPU µs/request",
+            Self::DeliveriesPerSecond => "deliveries/s",
+            Self::GatewayCpuUsADelivery => "frontend CPU µs/delivery",
+            Self::WorkerCpuUsADelivery => "backend CPU µs/delivery",
+            Self::NatsCpuUsADelivery => "nats-server CPU µs/delivery",
             Self::LatencyP50Us => "latency p50 µs",
             Self::LatencyP99Us => "latency p99 µs",
             Self::LatencyP999Us => "latency p99.9 µs",
@@ -77,9 +97,11 @@ impl Measure {
     }
 
     fn read(self, report: &Report) -> Option<f64> {
-        let cpu_us = |name: &str| {
-            let process = report.processes.iter().find(|process| process.name == name)?;
-            process.cpu_us_per_request
+        let process = |name: &str| report.processes.iter().find(|process| process.name == name);
+        let cpu_us = |name: &str| process(name)?.cpu_us_per_request;
+        let delivery_us = |name: &str| {
+            let deliveries = report.pushes_per_second * report.duration_s;
+            Some(process(name)?.cpu_us? as f64 / deliveries).filter(|_| deliveries > 0.0)
         };
         match self {
             Self::RequestsPerSecond => Some(report.requests.per_second),
@@ -89,15 +111,16 @@ impl Measure {
             Self::TotalCpuUs => {
                 Some(cpu_us("gateway")? + cpu_us("worker")? + cpu_us("nats-server")?)
             }
+            Self::DeliveriesPerSecond => Some(report.pushes_per_second),
+            Self::GatewayCpuUsADelivery => delivery_us("gateway"),
+            Self::WorkerCpuUsADelivery => delivery_us("worker"),
+            Self::NatsCpuUsADelivery => delivery_us("nats-server"),
             Self::LatencyP50Us => report.latency_us.map(|times| times.p50),
             Self::LatencyP99Us => report.latency_us.map(|times| times.p99),
             Self::LatencyP999Us => report.latency_us.map(|times| times.p999),
             Self::ConnectP50Us => report.connect_us.map(|times| times.p50),
             Self::ConnectP99Us => report.connect_us.map(|times| times.p99),
-            Self::GatewayConnectionBytes => {
-                let gateway = report.processes.iter().find(|process| process.name == "gateway")?;
-                gateway.rss_bytes_per_connection
-            }
+            Self::GatewayConnectionBytes => process("gateway")?.rss_bytes_per_connection,
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::listener::Listener;
 use crate::machine::{Noise, NoiseWatch};
-use crate::scenario::Scenario;
+use crate::scenario::{Demand, Scenario};
 use crate::systems::{System, SystemName};
 
 /// Longest time under load before measuring.
@@ -56,11 +56,21 @@ pub(crate) fn load_options(
     if scenario.is_idle {
         options.connect_rate = scenario.connect_rate;
     }
-    if scenario.pushes > 0 {
-        let (pushes, bytes) = (scenario.pushes, scenario.payload_bytes);
-        "room.test.push".clone_into(&mut options.route);
-        options.payload =
-            Some(format!("{{\"name\":\"{LISTENER}\",\"n\":{pushes},\"size\":{bytes}}}"));
+    let bytes = scenario.payload_bytes;
+    match scenario.demand {
+        Demand::Echo => {}
+        Demand::Pushes(pushes) => {
+            "room.test.push".clone_into(&mut options.route);
+            options.payload =
+                Some(format!("{{\"name\":\"{LISTENER}\",\"n\":{pushes},\"size\":{bytes}}}"));
+        }
+        Demand::Broadcast => {
+            options.join = Some("room.test.join".to_owned());
+            "{\"name\":\"player-{n}\"}".clone_into(&mut options.join_payload);
+            options.senders = Some(1);
+            "room.test.broadcast".clone_into(&mut options.route);
+            options.payload = Some(format!("{{\"size\":{bytes}}}"));
+        }
     }
     if scenario.is_probe() {
         options.duration = Duration::from_millis(50);
@@ -91,9 +101,9 @@ pub fn run(
         seconds => Duration::from_secs(u64::from(seconds)),
     };
     options.warmup = (duration / 4).min(WARMUP_MAX);
-    let _listener = match scenario.pushes {
-        0 => None,
-        _ => Some(Listener::bind(&address, LISTENER)?),
+    let _listener = match scenario.demand {
+        Demand::Pushes(_) => Some(Listener::bind(&address, LISTENER)?),
+        Demand::Echo | Demand::Broadcast => None,
     };
     let watch = NoiseWatch::start(&processes);
     let report = load::run(&options)?;

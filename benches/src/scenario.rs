@@ -12,6 +12,18 @@ pub enum Compression {
     Off,
 }
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Demand {
+    /// Its payload back.
+    Echo,
+    /// So many pushes to one bound player who only listens.
+    Pushes(u32),
+    /// One push to a group that all connections are in; only one connection asks.
+    Broadcast,
+}
+
 /// One load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scenario {
@@ -35,8 +47,8 @@ pub struct Scenario {
     pub is_idle: bool,
     /// Connections a second are opened, 0 = as fast as the server takes them. Idle loads only.
     pub connect_rate: u32,
-    /// Pushes that each request asks for, to one bound player who only listens; 0 = an echo.
-    pub pushes: u32,
+    /// What each request asks for.
+    pub demand: Demand,
     /// Seconds that are measured; 0 = as the command line says.
     pub seconds: u32,
     /// Whether it belongs to the short run.
@@ -55,7 +67,7 @@ const HEADLINE: Scenario = Scenario {
     rate: 0,
     is_idle: false,
     connect_rate: 0,
-    pushes: 0,
+    demand: Demand::Echo,
     seconds: 0,
     is_default: true,
 };
@@ -125,13 +137,20 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "push",
         title: "100 connections, each request pushes one message to one other player",
-        pushes: 1,
+        demand: Demand::Pushes(1),
         ..OTHER
     },
     Scenario {
         name: "pushes",
         title: "100 connections, each request pushes twenty messages to one other player",
-        pushes: 20,
+        demand: Demand::Pushes(20),
+        ..OTHER
+    },
+    Scenario {
+        name: "broadcast",
+        title: "broadcasts to a group of 10,000 players, one after the other",
+        connections: 10_000,
+        demand: Demand::Broadcast,
         ..OTHER
     },
     Scenario {

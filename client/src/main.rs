@@ -22,7 +22,7 @@ enum Command {
     /// Talk to a server by hand, or from a script
     Repl(ReplOptions),
     /// Measure a server under load
-    Load(LoadOptions),
+    Load(Box<LoadOptions>),
 }
 
 fn main() -> ExitCode {

@@ -157,6 +157,27 @@ fn idle_connections_only_send_heartbeats() {
 }
 
 #[test]
+fn players_join_before_the_load_starts_and_only_senders_send() {
+    for transport in [Transport::Tcp, Transport::WebSocket] {
+        let server = server(transport);
+        // Nobody answers, so that a sender sends what it may have in flight, and no more.
+        let arguments = "-c 10 -n 3 --senders 2 --route room.test.silent --join room.test.echo \
+            --join-payload {n} -d 200ms --warmup 0s --timeout 400ms --threads 2";
+        let (report, _) = load(&server.url(), arguments);
+        assert_eq!(number(&report, "/connections/connected"), 10);
+        assert_eq!(number(&report, "/connections/alive"), 10);
+        assert_eq!(number(&report, "/requests/sent"), 2 * 3);
+        assert_eq!(server.seen().requests, 10 + 2 * 3);
+    }
+    let server = server(Transport::Tcp);
+    let arguments = "-c 3 --join room.test.error -d 100ms --warmup 0s";
+    let (report, is_content) = load(&server.url(), arguments);
+    assert!(!is_content);
+    assert_eq!(number(&report, "/connections/connected"), 0);
+    assert_eq!(number(&report, "/connections/failed/join-PIT-404"), 3);
+}
+
+#[test]
 fn compressed_answers_codes_for_routes_and_split_packets_are_understood() {
     let routes = vec![("room.test.push", 7), ("onMessage", 9)];
     let server =

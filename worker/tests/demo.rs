@@ -178,3 +178,19 @@ async fn an_endless_flood_ends_at_its_deadline_and_lets_others_run() {
     assert_eq!(&other.data().await[..], b"x");
     assert_eq!(flood.error().await.1, "rpc client: request timeout");
 }
+
+#[tokio::test]
+async fn a_broadcast_reaches_whoever_has_joined_once() {
+    let harness = start(true).await;
+    // Ann comes twice, as players do that reconnect.
+    for (session, name) in [(1, "ann"), (2, "ann"), (3, "bob")] {
+        let answer = player(&harness, session).ask("room.test.join", json!({ "name": name })).await;
+        assert_eq!(answer, br#"{"code":200}"#);
+    }
+    player(&harness, 4).ask("room.test.broadcast", json!({"size": 20})).await;
+    let pushes = harness.link.pushes();
+    let mut uids: Vec<&str> = pushes.iter().map(|(_, push)| push.uid.as_str()).collect();
+    uids.sort_unstable();
+    assert_eq!(uids, ["ann", "bob"]);
+    assert!(pushes.iter().all(|(_, push)| push.route == "onBroadcast" && push.data.len() == 20));
+}

@@ -14,9 +14,10 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 
 use super::alarm::Alarm;
+use super::company::{Cause, Company};
 use super::options::{Mode, Share};
 use super::pace::Pace;
-use super::player::{Cause, Company, Player};
+use super::player::Player;
 use super::tally::{Tally, Window, count};
 
 const EVENTS_MAX: usize = 1024;
@@ -294,7 +295,7 @@ impl<'a> EventLoop<'a> {
         let mut socket = TcpStream::from_std(socket.into());
         let interests = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut socket, Token(slot), interests)?;
-        Ok(Player::new(socket, self.company.transport, now_ns))
+        Ok(Player::new(socket, self.company.transport, number, now_ns))
     }
 
     /// Hands due requests to players with room, in turn, then writes them.

@@ -3,9 +3,10 @@
 //! [`run`] is the coordinator: it starts the threads, waits until every connect has succeeded or failed, sets the
 //! time at which all threads begin, reads the processes around the measured time, and merges what the threads
 //! counted. A thread is one poll over nonblocking sockets ([`event_loop`]); there is no task a connection. It is not a
-//! scenario tool: every request is the same.
+//! scenario tool: every request is the same, but for one with which players may join.
 
 mod alarm;
+mod company;
 mod event_loop;
 mod options;
 mod pace;
@@ -27,9 +28,9 @@ use shared::dictionary::Dictionary;
 use shared::handshake;
 use shared::message::{MessageType, ROUTE_BYTES_MAX};
 
+use company::{Company, Join};
 use event_loop::{Control, EventLoop, Plan};
 pub use options::{LoadOptions, Mode, ProcessName, ProcessNameError, TransportName};
-use player::Company;
 use report::{Between, Readings};
 pub use report::{Connections, Process, Report, Requests, Times};
 use tally::Tally;
@@ -83,7 +84,7 @@ pub enum LoadError {
 /// Makes a run. Blocks to its end: connecting, warm-up, the measured time, and the wait for the last answers.
 pub fn run(options: &LoadOptions) -> Result<Report, LoadError> {
     let target = resolve(options)?;
-    if options.route.len() > ROUTE_BYTES_MAX {
+    if options.route.len().max(options.join.as_ref().map_or(0, String::len)) > ROUTE_BYTES_MAX {
         return Err(LoadError::Route);
     }
     raise_descriptor_limit(options.connections)?;
@@ -172,6 +173,11 @@ fn company(options: &LoadOptions) -> Company {
         kind: if options.notify { MessageType::Notify } else { MessageType::Request },
         route: options.route.clone(),
         payload: options.payload_content(),
+        join: options
+            .join
+            .clone()
+            .map(|route| Join { route, payload: options.join_payload.clone() }),
+        senders: options.senders.unwrap_or(u32::MAX),
         timeout_ns: options.timeout.as_nanos() as u64,
         in_flight_max: options.in_flight as usize,
         dictionary: Dictionary::default(),

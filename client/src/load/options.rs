@@ -59,6 +59,15 @@ pub struct LoadOptions {
     /// Payload, sent as it is
     #[arg(long, conflicts_with = "payload_bytes")]
     pub payload: Option<String>,
+    /// Route of one request that each connection makes before the load starts
+    #[arg(long, value_name = "ROUTE")]
+    pub join: Option<String>,
+    /// Payload of that request; {n} in it is replaced by the connection's number
+    #[arg(long, value_name = "PAYLOAD", default_value = "{}", requires = "join")]
+    pub join_payload: String,
+    /// Connections that send; the others only receive [default: all]
+    #[arg(long, value_name = "CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub senders: Option<u32>,
     /// Only connect, shake hands and send heartbeats
     #[arg(long, conflicts_with_all = ["rate", "notify"])]
     pub idle: bool,

@@ -3,20 +3,17 @@
 //! A player reacts; it never polls or waits, and sends no request by itself: that is the event loop's plan. It is small
 //! and keeps no buffer while nothing is on the way, so that one thread can hold ten thousand.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
-use shared::compression::Inflater;
-use shared::dictionary::Dictionary;
-use shared::handshake::{self, CODE_ACCEPTED, HandshakeResponse};
-use shared::message::{self, Head, Message, MessageType};
-use shared::packet::{self, Packet, PacketType};
+use shared::message::{Head, MessageType};
+use shared::packet::{self, PacketType};
 
-use super::tally::{Pending, Tally};
+use super::company::{Cause, Company, JOIN_ID, handle_greeting, handle_join, handle_packet};
+use super::tally::Pending;
 use crate::address::Transport;
-use crate::error::{CODE_TIMEOUT, decode_error};
+use crate::error::CODE_TIMEOUT;
 use crate::framing::{self, Framing, Received};
 use crate::upgrade::UpgradeRequest;
 
@@ -27,43 +24,6 @@ const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
 const OUT_BYTES_MAX: usize = 256 * 1024;
 /// Memory that a player may keep for output when nothing is left in it.
 const OUT_BYTES_KEPT: usize = 4 * 1024;
-/// Largest error body that is inflated to learn its code.
-const ERROR_BYTES_MAX: usize = 64 * 1024;
-
-/// Why a player left; a name to count by.
-pub(crate) type Cause = Cow<'static, str>;
-
-/// What all players of a thread share.
-#[derive(Debug)]
-pub(crate) struct Company {
-    pub(crate) tally: Tally,
-    pub(crate) transport: Transport,
-    pub(crate) authority: String,
-    pub(crate) path: String,
-    /// Body of the handshake packet.
-    pub(crate) handshake: Vec<u8>,
-    pub(crate) kind: MessageType,
-    pub(crate) route: String,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) timeout_ns: u64,
-    pub(crate) in_flight_max: usize,
-    /// The first accepted handshake's; one server announces the same to all.
-    pub(crate) dictionary: Dictionary,
-    pub(crate) serializer: String,
-    pub(crate) heartbeat_ns: u64,
-    pub(crate) inflater: Inflater,
-}
-
-impl Company {
-    fn handle_greeting(&mut self, response: HandshakeResponse) {
-        if self.tally.connected == 0 {
-            self.dictionary = response.dictionary;
-            self.serializer = response.serializer;
-            self.heartbeat_ns = response.heartbeat_s.saturating_mul(1_000_000_000);
-        }
-        self.tally.connected += 1;
-    }
-}
 
 /// How far a connection is.
 #[derive(Debug)]
@@ -73,6 +33,8 @@ enum Stage {
     Upgrading(Box<(UpgradeRequest, Vec<u8>)>),
     /// The handshake is out.
     Greeting,
+    /// The request to join is out.
+    Joining,
     Ready,
 }
 
@@ -87,6 +49,8 @@ pub(crate) struct Player {
     /// In the order of sending.
     pending: VecDeque<Pending>,
     last_id: u32,
+    /// Counted from 0, over all threads.
+    number: u32,
     began_ns: u64,
     heartbeat_due_ns: u64,
     /// Waits in the event loop's list of players with room; the loop's to keep.
@@ -94,7 +58,7 @@ pub(crate) struct Player {
 }
 
 impl Player {
-    pub(crate) fn new(socket: TcpStream, transport: Transport, now_ns: u64) -> Self {
+    pub(crate) fn new(socket: TcpStream, transport: Transport, number: u32, now_ns: u64) -> Self {
         Self {
             socket,
             framing: Framing::new(transport, packet::BODY_BYTES_MAX),
@@ -103,6 +67,7 @@ impl Player {
             out_start: 0,
             pending: VecDeque::new(),
             last_id: 0,
+            number,
             began_ns: now_ns,
             heartbeat_due_ns: u64::MAX,
             is_listed: false,
@@ -124,6 +89,7 @@ impl Player {
     /// Whether one more request may go out.
     pub(crate) fn has_room(&self, company: &Company) -> bool {
         self.is_ready()
+            && self.number < company.senders
             && self.pending.len() < company.in_flight_max
             && self.out.len() < OUT_BYTES_MAX
     }
@@ -213,7 +179,9 @@ impl Player {
                 self.greet(company)?;
                 self.handle_frames(company, &mut rest, now_ns)
             }
-            Stage::Greeting | Stage::Ready => self.handle_frames(company, bytes, now_ns),
+            Stage::Greeting | Stage::Joining | Stage::Ready => {
+                self.handle_frames(company, bytes, now_ns)
+            }
         }
     }
 
@@ -224,6 +192,7 @@ impl Player {
         now_ns: u64,
     ) -> Result<(), Cause> {
         let Self { framing, stage, out, pending, began_ns, heartbeat_due_ns, .. } = self;
+        let was_ready = matches!(stage, Stage::Ready);
         let mut acknowledges = false;
         let mut answers = Vec::new();
         let mut result = Ok(());
@@ -235,8 +204,15 @@ impl Player {
                 (Received::Packet(packet), Stage::Ready) => {
                     handle_packet(company, packet, pending, now_ns)
                 }
+                (Received::Packet(packet), Stage::Joining) => handle_join(company, packet, now_ns)
+                    .map(|is_joined| {
+                        if is_joined {
+                            *stage = Stage::Ready;
+                        }
+                    }),
                 (Received::Packet(packet), _) => handle_greeting(company, packet).map(|()| {
-                    *stage = Stage::Ready;
+                    let joins = company.join.is_some();
+                    *stage = if joins { Stage::Joining } else { Stage::Ready };
                     acknowledges = true;
                     company.tally.connect_ns.saturating_record(now_ns.saturating_sub(*began_ns));
                     *heartbeat_due_ns = next_heartbeat(now_ns, company.heartbeat_ns);
@@ -249,6 +225,10 @@ impl Player {
         framed.map_err(|_| Cause::Borrowed("protocol"))?;
         if acknowledges {
             self.append_empty(company.transport, PacketType::HandshakeAck);
+            self.join(company)?;
+        }
+        if self.is_ready() && !was_ready {
+            company.tally.connected += 1;
         }
         Ok(())
     }
@@ -256,6 +236,29 @@ impl Player {
     fn append_empty(&mut self, transport: Transport, kind: PacketType) {
         // A packet without a body is never too large.
         let _ = framing::append_packet(transport, kind, &[], &mut self.out);
+    }
+
+    /// Asks for what each player asks for first, if for anything.
+    fn join(&mut self, company: &Company) -> Result<(), Cause> {
+        let Some(join) = &company.join else { return Ok(()) };
+        self.last_id = JOIN_ID;
+        let head = Head {
+            kind: MessageType::Request,
+            id: u64::from(JOIN_ID),
+            route: &join.route,
+            is_compressed: false,
+            is_error: false,
+        };
+        let payload = join.payload.replace("{n}", &self.number.to_string());
+        let dictionary = &company.dictionary;
+        framing::append_message(
+            company.transport,
+            &head,
+            payload.as_bytes(),
+            dictionary,
+            &mut self.out,
+        )
+        .map_err(|_| Cause::Borrowed("encode"))
     }
 
     /// Queues one request or notify that was due then.
@@ -338,67 +341,6 @@ impl Player {
 
 fn next_heartbeat(now_ns: u64, heartbeat_ns: u64) -> u64 {
     if heartbeat_ns == 0 { u64::MAX } else { now_ns.saturating_add(heartbeat_ns) }
-}
-
-fn handle_greeting(company: &mut Company, packet: Packet<'_>) -> Result<(), Cause> {
-    if packet.kind != PacketType::Handshake {
-        return Err(Cause::Borrowed("protocol"));
-    }
-    let response =
-        handshake::decode_response(packet.body).map_err(|_| Cause::Borrowed("protocol"))?;
-    if response.code != CODE_ACCEPTED {
-        return Err(Cause::Owned(format!("handshake-{}", response.code)));
-    }
-    company.handle_greeting(response);
-    Ok(())
-}
-
-fn handle_packet(
-    company: &mut Company,
-    packet: Packet<'_>,
-    pending: &mut VecDeque<Pending>,
-    now_ns: u64,
-) -> Result<(), Cause> {
-    match packet.kind {
-        PacketType::Heartbeat => return Ok(()),
-        PacketType::Kick => return Err(Cause::Borrowed("kicked")),
-        PacketType::Handshake | PacketType::HandshakeAck => {
-            return Err(Cause::Borrowed("protocol"));
-        }
-        PacketType::Data => {}
-    }
-    let message = message::decode(packet.body, &company.dictionary)
-        .map_err(|_| Cause::Borrowed("protocol"))?;
-    match message.kind {
-        MessageType::Push => company.tally.pushes += 1,
-        MessageType::Response => {
-            // Answers mostly come in the order of the requests, so this finds the first.
-            let place = pending.iter().position(|pending| u64::from(pending.id) == message.id);
-            match place.and_then(|place| pending.remove(place)) {
-                Some(answered) if message.is_error => {
-                    let code = error_code(&message, &mut company.inflater, &company.serializer);
-                    company.tally.handle_failed(&answered, &code);
-                }
-                Some(answered) => company.tally.handle_answered(&answered, now_ns),
-                None => company.tally.late += 1,
-            }
-        }
-        MessageType::Request | MessageType::Notify => return Err(Cause::Borrowed("protocol")),
-    }
-    Ok(())
-}
-
-fn error_code(
-    message: &Message<'_>,
-    inflater: &mut Inflater,
-    serializer: &str,
-) -> Cow<'static, str> {
-    let body = if message.is_compressed {
-        inflater.inflate(message.payload, ERROR_BYTES_MAX).unwrap_or_default()
-    } else {
-        message.payload
-    };
-    decode_error(body, serializer).code
 }
 
 fn name_of(error: &io::Error) -> Cause {

@@ -49,6 +49,8 @@ pub struct Report {
     pub connect_us: Option<Times>,
     /// Pushes received, in the whole run.
     pub pushes: u64,
+    /// Pushes received a second of measured time.
+    pub pushes_per_second: f64,
     /// Heartbeats sent, in the whole run.
     pub heartbeats: u64,
     /// Bytes received on all sockets, in the whole run.
@@ -167,6 +169,8 @@ impl Report {
         let duration_s = options.duration.as_secs_f64();
         let processes =
             readings.iter().map(|readings| Process::new(readings, between, tally.alive)).collect();
+        let a_second =
+            |number: u64| if duration_s > 0.0 { number as f64 / duration_s } else { 0.0 };
         let is_open = matches!(options.mode(), Mode::Open { .. });
         Self {
             target: options.address.to_string(),
@@ -193,7 +197,7 @@ impl Report {
                 failed: tally.failed(),
                 unsent: tally.unsent,
                 late: tally.late,
-                per_second: if duration_s > 0.0 { tally.answered as f64 / duration_s } else { 0.0 },
+                per_second: a_second(tally.answered),
                 errors: tally.errors.clone(),
             },
             latency_us: Times::new(&tally.latency_ns),
@@ -201,6 +205,7 @@ impl Report {
             send_delay_us: Times::new(&tally.delay_ns).filter(|_| is_open),
             connect_us: Times::new(&tally.connect_ns),
             pushes: tally.pushes,
+            pushes_per_second: a_second(tally.pushes_measured),
             heartbeats: tally.heartbeats,
             bytes_received: tally.bytes_received,
             bytes_sent: tally.bytes_sent,
@@ -312,6 +317,9 @@ impl fmt::Display for Report {
                     counts(errors),
                 )?;
             }
+        }
+        if self.pushes > 0 {
+            writeln!(formatter, "pushes       {:.0}/s", self.pushes_per_second)?;
         }
         for (name, times) in [
             ("latency      ", &self.latency_us),

@@ -53,6 +53,8 @@ pub(crate) struct Tally {
     /// Answers to requests that had been given up.
     pub(crate) late: u64,
     pub(crate) pushes: u64,
+    /// Pushes received in the window.
+    pub(crate) pushes_measured: u64,
     pub(crate) heartbeats: u64,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
@@ -87,6 +89,7 @@ impl Tally {
             errors: BTreeMap::new(),
             late: 0,
             pushes: 0,
+            pushes_measured: 0,
             heartbeats: 0,
             bytes_received: 0,
             bytes_sent: 0,
@@ -135,6 +138,13 @@ impl Tally {
         }
     }
 
+    pub(crate) fn handle_pushed(&mut self, now_ns: u64) {
+        self.pushes += 1;
+        if self.is_measured(now_ns) {
+            self.pushes_measured += 1;
+        }
+    }
+
     pub(crate) fn handle_unsent(&mut self, due_ns: u64) {
         if self.is_measured(due_ns) {
             self.unsent += 1;
@@ -162,6 +172,7 @@ impl Tally {
             (&mut self.unsent, other.unsent),
             (&mut self.late, other.late),
             (&mut self.pushes, other.pushes),
+            (&mut self.pushes_measured, other.pushes_measured),
             (&mut self.heartbeats, other.heartbeats),
             (&mut self.bytes_received, other.bytes_received),
             (&mut self.bytes_sent, other.bytes_sent),

@@ -8,6 +8,9 @@ use crate::prelude::*;
 /// No flood is longer than this; a test that needs more asks twice.
 const PUSHES_MAX: u64 = 1_000_000;
 
+/// Who has joined by `test.join`.
+const CROWD: &str = "crowd";
+
 /// The largest push of a flood.
 const PUSH_BYTES_MAX: usize = 512 * 1024;
 
@@ -39,6 +42,12 @@ struct PushTo {
 }
 
 #[derive(Deserialize)]
+struct Broadcast {
+    #[serde(default)]
+    size: usize,
+}
+
+#[derive(Deserialize)]
 struct Sleep {
     ms: u64,
 }
@@ -52,10 +61,13 @@ struct Fail {
 }
 
 pub(super) fn add(app: App) -> App {
-    app.on("test.echo", echo)
+    app.on_start(async |groups: Groups| groups.create(CROWD).await)
+        .on("test.echo", echo)
         .on("test.bind", bind)
         .on("test.flood", flood)
         .on("test.push", push)
+        .on("test.join", join)
+        .on("test.broadcast", broadcast)
         .on("test.sleep", sleep)
         .on("test.fail", fail)
         .on("test.kick", kick)
@@ -90,6 +102,21 @@ async fn push(push: Push, to: PushTo) -> Result<Answer> {
     for sequence in 0..to.n.min(PUSHES_MAX) {
         push.raw(&to.name, &frontend_type, "onPush", numbered(sequence, to.size)).await?;
     }
+    Ok(OK)
+}
+
+/// Binds the caller and makes it one of the crowd.
+async fn join(session: Session, groups: Groups, bind: Bind) -> Result<Answer> {
+    session.bind(&bind.name).await?;
+    if !groups.contains(CROWD, &bind.name).await? {
+        groups.add(CROWD, &bind.name).await?;
+    }
+    Ok(OK)
+}
+
+/// Pushes one message `onBroadcast` of `size` bytes to the whole crowd.
+async fn broadcast(groups: Groups, broadcast: Broadcast) -> Result<Answer> {
+    groups.broadcast(CROWD, "onBroadcast", &numbered(0, broadcast.size)).await?;
     Ok(OK)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,16 @@ type TestHandlers struct {
 	frontendType string
 }
 
+// crowd is the group of those who have joined.
+const crowd = "crowd"
+
+// Init makes the group of those who will join.
+func (t *TestHandlers) Init() {
+	if err := t.app.GroupCreate(context.Background(), crowd); err != nil {
+		panic(err)
+	}
+}
+
 // lowerFirst makes the method Echo the handler echo.
 func lowerFirst(name string) string { return strings.ToLower(name[:1]) + name[1:] }
 
@@ -38,6 +49,10 @@ type bindArgument struct {
 type pushArgument struct {
 	Name string `json:"name"`
 	N    uint64 `json:"n"`
+}
+
+type broadcastArgument struct {
+	Size int `json:"size"`
 }
 
 type sleepArgument struct {
@@ -77,6 +92,24 @@ func (t *TestHandlers) Push(ctx context.Context, argument *pushArgument) (*answe
 		}
 	}
 	return accepted(), nil
+}
+
+// Join binds the caller and makes it one of the crowd.
+func (t *TestHandlers) Join(ctx context.Context, argument *bindArgument) (*answer, error) {
+	if _, err := t.Bind(ctx, argument); err != nil {
+		return nil, err
+	}
+	if member, err := t.app.GroupContainsMember(ctx, crowd, argument.Name); err != nil || member {
+		return accepted(), err
+	}
+	return accepted(), t.app.GroupAddMember(ctx, crowd, argument.Name)
+}
+
+// Broadcast pushes one message of random bytes to the crowd.
+func (t *TestHandlers) Broadcast(ctx context.Context, argument *broadcastArgument) (*answer, error) {
+	data := make([]byte, max(argument.Size, 8))
+	_, _ = rand.Read(data[8:])
+	return accepted(), t.app.GroupBroadcast(ctx, t.frontendType, crowd, "onBroadcast", data)
 }
 
 // Kick kicks the caller.
