@@ -42,6 +42,7 @@ pub(crate) struct Starting {
     limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
     bindings: Option<BindingSource>,
+    directory: Arc<Directory>,
 }
 
 impl Starting {
@@ -95,6 +96,7 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         })
     }
 
@@ -114,6 +116,7 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         } = self;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(if local.is_some() { plan.reactors } else { 1 })
@@ -153,7 +156,7 @@ impl Starting {
             meters,
             upkeep,
         );
-        let control = control.with_bindings(bindings);
+        let control = control.with_bindings(bindings).with_directory(directory);
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };
         let control = std::thread::Builder::new()

@@ -6,6 +6,7 @@
 
 pub mod connector;
 mod credentials;
+mod draining;
 mod edge;
 pub mod hosting;
 pub mod plan;
@@ -27,6 +28,7 @@ use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
 use connector::Connector;
+use draining::end_of;
 use hosting::{Hosting, LocalParts};
 use plan::{ClusterPlan, Plan};
 use upkeep::{Reloaded, Upkeep};
@@ -57,7 +59,9 @@ pub enum Command {
         /// What became of it.
         done: oneshot::Sender<Reloaded>,
     },
-    /// End: finish what runs, close, leave the cluster.
+    /// Let nobody in, and end when the players have left; at once unless `pitaya.session.drain.enabled` is set.
+    Drain,
+    /// End: finish what runs, close, leave the cluster. Ends the wait of a drain as well.
     Stop,
 }
 
@@ -65,6 +69,7 @@ pub enum Command {
 pub struct Control {
     plan: Arc<Plan>,
     mailboxes: Arc<[Arc<Mailbox>]>,
+    directory: Arc<Directory>,
     reports: mpsc::Receiver<Report>,
     commands: mpsc::Receiver<Command>,
     readiness: Arc<Readiness>,
@@ -129,6 +134,7 @@ impl Control {
         Self {
             plan,
             mailboxes,
+            directory: Arc::default(),
             reports,
             commands,
             readiness,
@@ -144,6 +150,11 @@ impl Control {
             bindings: None,
             binding_writer: None,
         }
+    }
+
+    /// Knows who is connected, to wait for them.
+    pub fn with_directory(self, directory: Arc<Directory>) -> Self {
+        Self { directory, ..self }
     }
 
     /// Keeps the binding storage up to date as well, if the plan has one.
@@ -251,7 +262,7 @@ impl Control {
             command = self.commands.recv() => match command {
                 Some(Command::Move { .. }) => {}
                 Some(Command::Reload { done }) => self.reload(done).await,
-                Some(Command::Stop) | None => return Err(ControlError::Stopped),
+                Some(Command::Drain | Command::Stop) | None => return Err(ControlError::Stopped),
             },
         }
         Ok(())
@@ -261,6 +272,7 @@ impl Control {
     pub async fn run(mut self) {
         let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
         let mut look = tokio::time::interval(REGISTRATION_LOOK);
+        let mut draining = None;
         loop {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
@@ -269,8 +281,16 @@ impl Control {
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Reload { done }) => self.reload(done).await,
+                    Some(Command::Drain) if draining.is_some() => {}
+                    Some(Command::Drain) => {
+                        draining = self.begin_draining().await;
+                        if draining.is_none() {
+                            break;
+                        }
+                    }
                     Some(Command::Stop) | None => break,
                 },
+                () = end_of(&mut draining) => break,
                 bans = self.upkeep.bans_changed() => {
                     for mailbox in self.mailboxes.iter() {
                         post(mailbox, Mail::Bans(bans.clone())).await;
@@ -400,10 +420,7 @@ impl Control {
     /// Listeners close first; the cluster is left before anything is torn down; requests in flight are finished.
     async fn stop(mut self) {
         tracing::info!("stopping: no new connections; requests in flight are finished");
-        self.readiness.set_listeners(false);
-        for mailbox in self.mailboxes.iter() {
-            post(mailbox, Mail::Unlisten).await;
-        }
+        self.unlisten().await;
         if let Some(discovery) = &self.discovery {
             discovery.leave().await;
         }

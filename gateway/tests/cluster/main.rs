@@ -21,6 +21,7 @@ mod backend;
 mod bans;
 mod bindings;
 mod discovery;
+mod draining;
 mod etcd_faults;
 mod examples;
 mod fan_out;

@@ -158,7 +158,7 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.concurrency.handler.dispatch", count(1, 1_000_000), "25",
         "Accepted for Pitaya's sake: pitaya.gateway.inflight.target bounds requests in flight."),
     row(Gateway, "pitaya.session.unique", Bool, "true", "One session for each uid among the frontends of a type."),
-    row(Gateway, "pitaya.session.drain.enabled", Bool, "false", "Wait at shutdown until the players have left."),
+    row(Gateway, "pitaya.session.drain.enabled", Bool, "false", "Wait after SIGTERM until the players have left; nobody is let in meanwhile."),
     row(Gateway, "pitaya.session.drain.timeout", time(0, 30 * 24 * HOUR), "6h", "Longest such wait."),
     row(Gateway, "pitaya.session.drain.period", time(10 * MS, HOUR), "5s", "How often it is checked."),
     row(Worker, "pitaya.defaultpipelines.structvalidation.enabled", Bool, "false", "Validate the arguments of handlers."),
