@@ -17,6 +17,8 @@ pub struct Ending {
     closing: Option<Closing>,
     /// Whether the client's FIN has come.
     is_peer_done: bool,
+    /// Whether the socket has failed: nothing will be sent any more.
+    is_broken: bool,
 }
 
 /// An end that has begun.
@@ -44,7 +46,7 @@ pub enum CloseStep {
 impl Ending {
     /// An end that began on another reactor; its deadline is taken over as it is, in the same process's clock.
     pub fn resume(closing: Option<Closing>) -> Self {
-        Self { is_asked: closing.is_some(), closing, is_peer_done: false }
+        Self { is_asked: closing.is_some(), closing, is_peer_done: false, is_broken: false }
     }
 
     /// Whether an end was asked for.
@@ -77,10 +79,16 @@ impl Ending {
         self.is_peer_done = true;
     }
 
+    /// The socket has failed. It may have told its end before, in the same turn, as kernels do after a reset: then that
+    /// reason stands, and there is still nothing to wait for.
+    pub fn handle_broken(&mut self) {
+        self.is_broken = true;
+    }
+
     /// The next step of an end that has begun; `is_sent` says whether everything has left.
     pub fn poll(&mut self, is_sent: bool, now_ms: u64) -> CloseStep {
         let Some(closing) = &mut self.closing else { return CloseStep::Wait };
-        if now_ms >= closing.deadline_ms {
+        if self.is_broken || now_ms >= closing.deadline_ms {
             return CloseStep::Close;
         }
         match (is_sent, self.is_peer_done) {
@@ -123,6 +131,17 @@ mod tests {
         silent.begin(CloseReason::BadPacket, 100);
         silent.poll(true, 0);
         assert_eq!(silent.poll(true, LINGER_MS), CloseStep::Close);
+    }
+
+    #[test]
+    fn nothing_is_waited_for_on_a_broken_socket() {
+        let mut ending = Ending::default();
+        ending.ask();
+        ending.handle_peer_done();
+        ending.handle_broken();
+        assert_eq!(ending.poll(false, 1), CloseStep::Wait, "the end has not begun");
+        ending.begin(CloseReason::PeerClosed, 10_000);
+        assert_eq!(ending.poll(false, 2), CloseStep::Close);
     }
 
     #[test]

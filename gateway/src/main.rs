@@ -8,11 +8,18 @@ use clap::Parser;
 use gateway::control::ControlError;
 use gateway::control::plan::Plan;
 use gateway::gateway::{Addresses, Commands, Gateway, StartError};
-use gateway::{logging, process};
+use gateway::{allowance, logging, process};
 use shared::config::{Binary, Sources, TableFormat};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+// SAFETY: the signature is that of mimalloc.h; any thread may call it at any time.
+unsafe extern "C" {
+    /// Gives back what the allocator keeps: of this thread's freed memory, and of what all threads share. It is part of the
+    /// library that is linked in anyway.
+    safe fn mi_collect(is_forced: bool);
+}
 
 /// Holds the connections of players and forwards their messages to the servers of a Pitaya cluster.
 #[derive(Parser)]
@@ -89,6 +96,7 @@ impl Flags {
 }
 
 fn main() -> ExitCode {
+    allowance::set_give_back(|| mi_collect(true));
     let flags = Flags::parse();
     match run(&flags) {
         Ok(code) => code,

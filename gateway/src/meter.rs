@@ -76,6 +76,14 @@ impl Meters {
         self.exporter.rotate();
     }
 
+    /// When the certificate for clients ends, seconds since 1970.
+    pub fn set_certificate_end(&self, ends_at_s: i64) {
+        let name = "pitaya_acceptor_tls_certificate_expiration_timestamp_seconds";
+        if let Ok(gauge) = self.exporter.gauge(name, &[]) {
+            gauge.set(ends_at_s as f64);
+        }
+    }
+
     /// How many servers of each type are known; Pitaya declares this gauge and never sets it.
     pub fn set_servers(&self, table: &ServerTable) {
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);

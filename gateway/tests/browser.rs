@@ -4,6 +4,8 @@
 mod chromium;
 #[path = "support/demo_page.rs"]
 mod demo_page;
+#[path = "../../shared/tests/servers/guarded.rs"]
+mod guarded;
 
 use anyhow::Result;
 use chromium::Chromium;

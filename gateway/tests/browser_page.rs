@@ -5,6 +5,8 @@
 mod chromium;
 #[path = "support/demo_page.rs"]
 mod demo_page;
+#[path = "../../shared/tests/servers/guarded.rs"]
+mod guarded;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -14,6 +14,8 @@ mod administrator;
 mod bans;
 #[path = "hostile/deadlines.rs"]
 mod deadlines;
+#[path = "hostile/expiry.rs"]
+mod expiry;
 #[path = "hostile/faults.rs"]
 mod faults;
 #[path = "hostile/field.rs"]
@@ -24,6 +26,8 @@ mod floods;
 mod frames;
 #[path = "hostile/framing.rs"]
 mod framing;
+#[path = "../../shared/tests/servers/guarded.rs"]
+mod guarded;
 #[path = "hostile/handshakes.rs"]
 mod handshakes;
 #[path = "hostile/identity.rs"]
@@ -49,6 +53,8 @@ mod reloads;
 mod resources;
 #[path = "hostile/routes.rs"]
 mod routes;
+#[path = "hostile/scarcity.rs"]
+mod scarcity;
 #[path = "hostile/secured.rs"]
 mod secured;
 #[allow(dead_code, reason = "other tests use the rest of it")]

@@ -29,6 +29,8 @@ use tempfile::TempDir;
 mod cases;
 #[path = "interop/differential.rs"]
 mod differential;
+#[path = "../../shared/tests/servers/guarded.rs"]
+mod guarded;
 #[path = "interop/pitaya.rs"]
 mod pitaya;
 
@@ -117,7 +119,9 @@ struct Process {
 
 impl Process {
     fn start(name: &str, command: &mut Command) -> Process {
-        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        // It goes to the thread that starts all of them.
+        let command = std::mem::replace(command, Command::new(name));
+        let child = guarded::spawn(command).unwrap_or_else(|error| panic!("{name}: {error}"));
         Process { child, name: name.to_owned() }
     }
 
@@ -193,7 +197,7 @@ impl Cluster {
 
     /// Starts a Go peer of the cluster and waits until it says that it is ready.
     fn go_peer(&self, role: &str, flags: &[&str]) -> GoPeer {
-        let mut command = Command::new(go_program().expect("there when the cluster started"));
+        let mut command = guarded::command(go_program().expect("there when the cluster started"));
         self.join(role, command.arg(role).args(flags))
     }
 
@@ -210,7 +214,7 @@ impl Cluster {
     fn gateway(&self) -> Gateway {
         let ports_file = self.scratch.path().join("ports.json");
         let _ = fs::remove_file(&ports_file);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        let mut command = guarded::command(env!("CARGO_BIN_EXE_gateway"));
         command
             .args(["--set", "pitaya.server.type=connector"])
             .args(["--tcp", "127.0.0.1:0", "--ws", "127.0.0.1:0", "--ports-file"])
@@ -222,7 +226,7 @@ impl Cluster {
 
     fn worker(&self) -> Process {
         let admin = free_address();
-        let mut command = Command::new(worker_binary());
+        let mut command = guarded::command(worker_binary());
         command.arg("--test-routes");
         self.configure(&mut command).env("PITAYA_ADMIN_LISTEN", &admin);
         let mut process = Process::start("worker", &mut command);
@@ -335,7 +339,7 @@ struct GoClient {
 impl GoClient {
     fn connect(transport: &str, address: &str) -> GoClient {
         let program = go_program().expect("there when the cluster started");
-        let mut peer = GoPeer::start("goclient", Command::new(program).arg("goclient"));
+        let mut peer = GoPeer::start("goclient", guarded::command(program).arg("goclient"));
         let answer = peer.connect(transport, address);
         assert_eq!(answer["body"]["sys"]["serializer"], "json");
         GoClient { peer, notices_kicks: true }
@@ -472,7 +476,7 @@ fn free_address() -> String {
 fn start_nats(path: &Path) -> (Process, String) {
     let address = free_address();
     let port = address.rsplit(':').next().unwrap_or_default();
-    let mut command = Command::new(path);
+    let mut command = guarded::command(path);
     command.args(["--addr", "127.0.0.1", "--port", port]).stderr(Stdio::null());
     let mut process = Process::start("nats-server", &mut command);
     process.wait_for(|| TcpStream::connect(&address).ok());
@@ -482,7 +486,7 @@ fn start_nats(path: &Path) -> (Process, String) {
 fn start_etcd(path: &Path, scratch: &Path) -> (Process, String) {
     let address = free_address();
     let (client, peer) = (format!("http://{address}"), format!("http://{}", free_address()));
-    let mut command = Command::new(path);
+    let mut command = guarded::command(path);
     command
         .args(["--name", "test", "--log-level", "error", "--data-dir"])
         .arg(scratch.join("etcd"))

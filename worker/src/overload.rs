@@ -2,8 +2,10 @@
 //!
 //! Only what is ready to start counts: neither a handler that takes long, nor a message behind an earlier one of its own
 //! session, says anything about the load. Starting late does, whether for want of processors or of places for handlers.
-//! Handlers start about in the order of arrival, so the wait of the last one that started is what a further one has to
-//! expect. The invariant: with nobody waiting nobody is refused.
+//! Handlers start about in the order of arrival, so what a further one has to expect is how many wait, times how long a
+//! place among them has lasted lately. By the wait of the last one that started alone, which is known only when it is over, the
+//! queue swung between full and empty. A message that stands behind others of its session waits once for each of them: few
+//! sessions that ask much wait behind themselves. The invariant: with nobody waiting nobody is refused.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,7 +25,20 @@ struct State {
     moved_at: Option<Instant>,
     /// How long the last one that started had waited; zero when it was the first of a new crowd.
     last_wait: Duration,
+    /// The same by the number that stood before it.
+    place: Duration,
 }
+
+/// A request that waits for its start.
+#[derive(Clone, Copy)]
+pub(crate) struct Waiting {
+    since: Instant,
+    before: usize,
+}
+
+/// Of the longest wait, what must have been waited before anything is refused for what is to be expected: a moment without a
+/// processor is no overload, however many requests it leaves.
+const PROVEN: u32 = 4;
 
 impl Overload {
     pub(crate) fn new(age_max: Duration) -> Self {
@@ -33,28 +48,48 @@ impl Overload {
     /// Whether a request that arrives now should be refused.
     pub(crate) fn is_refusing(&self, now: Instant) -> bool {
         let state = self.state();
+        if state.waiting == 0 {
+            return false;
+        }
         let standing =
             state.moved_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        state.waiting > 0 && state.last_wait.max(standing) >= self.age_max
+        let places = u32::try_from(state.waiting + 1).unwrap_or(u32::MAX);
+        let is_proven = state.last_wait >= self.age_max / PROVEN;
+        standing >= self.age_max || is_proven && state.place.saturating_mul(places) >= self.age_max
+    }
+
+    /// How many messages of one session may wait behind the one that runs, so that a further one has its turn in time.
+    /// What has started is counted, and not for how long nothing has: a moment without a processor, which a crowd of
+    /// sessions survives, must not refuse what one of them sends in a row.
+    pub(crate) fn session_places(&self) -> usize {
+        let state = self.state();
+        if state.waiting == 0 || state.last_wait.is_zero() {
+            return usize::MAX;
+        }
+        (self.age_max.as_micros() / state.last_wait.as_micros().max(1)) as usize
     }
 
     /// A request is ready for its handler.
-    pub(crate) fn handle_ready(&self, now: Instant) {
+    pub(crate) fn handle_ready(&self, now: Instant) -> Waiting {
         let mut state = self.state();
         if state.waiting == 0 {
             state.moved_at = Some(now);
             state.last_wait = Duration::ZERO;
         }
+        let waiting = Waiting { since: now, before: state.waiting };
         state.waiting += 1;
+        waiting
     }
 
-    /// The handler of a request that was ready since then starts, or was given up.
-    pub(crate) fn handle_started(&self, ready_at: Instant, now: Instant) {
+    /// The handler of a request starts, or was given up.
+    pub(crate) fn handle_started(&self, waiting: Waiting, now: Instant) {
         let mut state = self.state();
         debug_assert!(state.waiting > 0, "what starts was ready before");
         state.waiting = state.waiting.saturating_sub(1);
         state.moved_at = Some(now);
-        state.last_wait = now.saturating_duration_since(ready_at);
+        state.last_wait = now.saturating_duration_since(waiting.since);
+        let places = u32::try_from(waiting.before + 1).unwrap_or(u32::MAX);
+        state.place = (state.place + state.last_wait / places) / 2;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -75,13 +110,40 @@ mod tests {
         let overload = Overload::new(100 * MS);
         let start = Instant::now();
         assert!(!overload.is_refusing(start));
-        overload.handle_ready(start);
+        let first = overload.handle_ready(start);
         assert!(!overload.is_refusing(start + 99 * MS));
         assert!(overload.is_refusing(start + 100 * MS), "nothing has started for so long");
-        overload.handle_started(start, start + 150 * MS);
+        overload.handle_started(first, start + 150 * MS);
         assert!(!overload.is_refusing(start + 150 * MS), "nobody waits");
         overload.handle_ready(start + 10_000 * MS);
         assert!(!overload.is_refusing(start + 10_001 * MS), "an idle time is no wait");
+    }
+
+    #[test]
+    fn the_longer_handlers_wait_to_start_the_less_one_session_may_queue() {
+        let overload = Overload::new(1_000 * MS);
+        let start = Instant::now();
+        assert_eq!(overload.session_places(), usize::MAX);
+        let crowd = [(); 3].map(|()| overload.handle_ready(start));
+        assert_eq!(overload.session_places(), usize::MAX, "nothing is known yet");
+        overload.handle_started(crowd[0], start + 200 * MS);
+        assert_eq!(overload.session_places(), 5);
+        overload.handle_started(crowd[1], start + 2_000 * MS);
+        assert_eq!(overload.session_places(), 0);
+        overload.handle_started(crowd[2], start + 2_000 * MS);
+        assert_eq!(overload.session_places(), usize::MAX, "nobody waits");
+    }
+
+    #[test]
+    fn a_crowd_that_a_short_stop_leaves_is_served() {
+        let overload = Overload::new(1_000 * MS);
+        let start = Instant::now();
+        let crowd: Vec<_> = (0..1_000).map(|_| overload.handle_ready(start)).collect();
+        for waiting in crowd {
+            let now = start + 200 * MS;
+            assert!(!overload.is_refusing(now), "behind {}", waiting.before);
+            overload.handle_started(waiting, now);
+        }
     }
 
     /// Serves one request in 10 ms, while `per_second` arrive evenly; returns how many were served in each second, the
@@ -101,21 +163,20 @@ mod tests {
                 if overload.is_refusing(now) {
                     refused += 1;
                 } else {
-                    overload.handle_ready(now);
-                    queue.push_back(now);
+                    queue.push_back(overload.handle_ready(now));
                 }
             }
             if now >= busy_until
-                && let Some(ready_at) = queue.pop_front()
+                && let Some(waiting) = queue.pop_front()
             {
-                overload.handle_started(ready_at, now);
-                longest = longest.max(now - ready_at);
+                overload.handle_started(waiting, now);
+                longest = longest.max(now - waiting.since);
                 busy_until = now + 10 * MS;
                 served += 1;
             }
         }
-        for ready_at in queue {
-            overload.handle_started(ready_at, start + seconds * 1_000 * MS);
+        for waiting in queue {
+            overload.handle_started(waiting, start + seconds * 1_000 * MS);
         }
         (served / seconds, longest, refused)
     }
@@ -125,8 +186,8 @@ mod tests {
         let overload = Overload::new(200 * MS);
         let start = Instant::now();
         let (served, longest, refused) = simulate(&overload, start, 300, 30);
-        assert!(served >= 90, "{served} a second were served");
-        assert!(longest <= 700 * MS, "somebody waited {longest:?}");
+        assert!(served >= 99, "{served} a second were served");
+        assert!(longest <= 400 * MS, "somebody waited {longest:?}");
         assert!(refused >= 5_000, "{refused} were refused");
         let later = start + 31_000 * MS;
         let (served, longest, refused) = simulate(&overload, later, 80, 10);

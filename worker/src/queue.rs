@@ -36,20 +36,21 @@ pub(crate) enum Enqueued<J> {
 }
 
 impl<J> SessionQueues<J> {
-    /// `waiting_max` is how many jobs of a session may wait behind the one that runs.
+    /// `waiting_max` is how many jobs of a session may ever wait behind the one that runs.
     pub(crate) fn new(waiting_max: usize) -> Self {
         let shards = std::iter::repeat_with(Mutex::default).take(SHARDS).collect();
         Self { shards, waiting_max }
     }
 
-    pub(crate) fn enqueue(&self, key: u64, job: J) -> Enqueued<J> {
+    /// Puts a job behind those of its session, if fewer than `places` wait there now.
+    pub(crate) fn enqueue(&self, key: u64, job: J, places: usize) -> Enqueued<J> {
         let mut shard = self.shard(key);
         match shard.get_mut(&key) {
             None => {
                 shard.insert(key, VecDeque::new());
                 Enqueued::Start(job)
             }
-            Some(waiting) if waiting.len() < self.waiting_max => {
+            Some(waiting) if waiting.len() < places.min(self.waiting_max) => {
                 waiting.push_back(job);
                 Enqueued::Queued
             }
@@ -85,29 +86,31 @@ mod tests {
     #[test]
     fn one_owner_takes_the_jobs_of_a_session_in_order() {
         let queues = SessionQueues::new(8);
-        assert!(matches!(queues.enqueue(1, 10), Enqueued::Start(10)));
-        assert!(is_queued(&queues.enqueue(1, 11)) && is_queued(&queues.enqueue(1, 12)));
-        assert!(matches!(queues.enqueue(2, 20), Enqueued::Start(20)));
+        assert!(matches!(queues.enqueue(1, 10, 9), Enqueued::Start(10)));
+        assert!(is_queued(&queues.enqueue(1, 11, 9)) && is_queued(&queues.enqueue(1, 12, 9)));
+        assert!(matches!(queues.enqueue(2, 20, 9), Enqueued::Start(20)));
         assert_eq!((queues.next(1), queues.next(1), queues.next(1)), (Some(11), Some(12), None));
-        assert!(matches!(queues.enqueue(1, 13), Enqueued::Start(13)));
+        assert!(matches!(queues.enqueue(1, 13, 9), Enqueued::Start(13)));
     }
 
     #[test]
     fn a_full_queue_gives_the_job_back_and_disturbs_no_other_session() {
         let queues = SessionQueues::new(1);
-        assert!(matches!(queues.enqueue(1, 1), Enqueued::Start(1)));
-        assert!(is_queued(&queues.enqueue(1, 2)));
-        assert!(matches!(queues.enqueue(1, 3), Enqueued::Full(3)));
-        assert!(matches!(queues.enqueue(2, 4), Enqueued::Start(4)));
+        assert!(matches!(queues.enqueue(1, 1, 9), Enqueued::Start(1)));
+        assert!(is_queued(&queues.enqueue(1, 2, 9)));
+        assert!(matches!(queues.enqueue(1, 3, 9), Enqueued::Full(3)));
+        assert!(matches!(queues.enqueue(2, 4, 9), Enqueued::Start(4)));
         assert_eq!(queues.next(1), Some(2));
-        assert!(is_queued(&queues.enqueue(1, 5)));
+        assert!(matches!(queues.enqueue(1, 5, 0), Enqueued::Full(5)), "fewer places than usual");
+        assert!(is_queued(&queues.enqueue(1, 5, 9)));
+        assert!(matches!(queues.enqueue(3, 6, 0), Enqueued::Start(6)), "who starts needs none");
     }
 
     #[test]
     fn idle_sessions_leave_nothing_behind() {
         let queues = SessionQueues::new(1);
         for key in 0..1000u64 {
-            assert!(matches!(queues.enqueue(key << 30, 0), Enqueued::Start(0)));
+            assert!(matches!(queues.enqueue(key << 30, 0, 9), Enqueued::Start(0)));
             assert_eq!(queues.next(key << 30), None);
         }
         assert!(queues.shards.iter().all(|shard| shard.lock().unwrap().is_empty()));

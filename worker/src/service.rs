@@ -38,7 +38,7 @@ use crate::jobs::{Consumer, JobHandlers, JobOptions, start_consumer};
 use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
-use crate::overload::Overload;
+use crate::overload::{Overload, Waiting};
 use crate::panic::error_of_panic;
 use crate::pipeline::Side;
 use crate::queue::{Enqueued, SessionQueues};
@@ -102,19 +102,18 @@ struct Checked<'a> {
 /// A request that could start; dropped when it does, or is given up.
 struct Ready {
     inner: Arc<Inner>,
-    since: Instant,
+    waiting: Waiting,
 }
 
 impl Ready {
     fn new(inner: &Arc<Inner>, since: Instant) -> Self {
-        inner.overload.handle_ready(since);
-        Self { inner: Arc::clone(inner), since }
+        Self { inner: Arc::clone(inner), waiting: inner.overload.handle_ready(since) }
     }
 }
 
 impl Drop for Ready {
     fn drop(&mut self) {
-        self.inner.overload.handle_started(self.since, Instant::now());
+        self.inner.overload.handle_started(self.waiting, Instant::now());
     }
 }
 
@@ -175,7 +174,8 @@ impl Service {
         let key = inner.session_key(&decoded);
         let job = Queued::Message(Message { decoded, arrived, limit, reply, permit });
         let Some(key) = key else { return self.spawn(job, arrived) };
-        if let Some(Queued::Message(message)) = self.enqueue(key, job, arrived) {
+        let places = inner.overload.session_places();
+        if let Some(Queued::Message(message)) = self.enqueue(key, job, (arrived, places)) {
             inner.environment.counters.add(Counter::Busy);
             message.reply.send(answer::busy());
         }
@@ -191,14 +191,19 @@ impl Service {
     ) {
         let key = self.0.keys.hash_one((frontend_id, session));
         let now = Instant::now();
-        if let Some(job) = self.enqueue(key, Queued::Event(work), now) {
+        if let Some(job) = self.enqueue(key, Queued::Event(work), (now, usize::MAX)) {
             self.spawn(job, now);
         }
     }
 
-    /// Puts a job behind those of its session; gives it back when there is no room.
-    fn enqueue(&self, key: u64, job: Queued, arrived: Instant) -> Option<Queued> {
-        match self.0.queues.enqueue(key, job) {
+    /// Puts a job behind those of its session, of which so many may wait; gives it back when there is no room.
+    fn enqueue(
+        &self,
+        key: u64,
+        job: Queued,
+        (arrived, places): (Instant, usize),
+    ) -> Option<Queued> {
+        match self.0.queues.enqueue(key, job, places) {
             Enqueued::Start(job) => {
                 let ready = Ready::new(&self.0, arrived);
                 self.spawn_boxed(async move {

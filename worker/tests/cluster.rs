@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use prost::Message;
-use servers::{Etcd, Nats};
+use servers::{Etcd, Nats, guarded};
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
 use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
@@ -407,7 +407,7 @@ impl Drop for Process {
 }
 
 fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_worker"));
+    let mut command = guarded::command(env!("CARGO_BIN_EXE_worker"));
     command.env_clear();
     command
 }
@@ -429,7 +429,8 @@ async fn the_binary_serves_reports_its_health_and_ends_well_on_sigterm() {
     command.env("PITAYA_CLUSTER_RPC_CLIENT_NATS_CONNECT", nats.url());
     command.env("PITAYA_CLUSTER_RPC_SERVER_NATS_CONNECT", nats.url());
     command.env("PITAYA_CLUSTER_SD_ETCD_ENDPOINTS", etcd.url());
-    let mut process = Process(command.stderr(Stdio::piped()).spawn().unwrap());
+    command.stderr(Stdio::piped());
+    let mut process = Process(guarded::spawn(command).unwrap());
     let lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
     let pages = tokio::task::spawn_blocking(move || {
         let mut lines = lines.map_while(Result::ok);

@@ -277,7 +277,10 @@ impl Control {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
                 // An etcd that is gone changes no table, so nothing else would tell.
-                _ = look.tick() => self.upkeep.look_at_memory(),
+                _ = look.tick() => {
+                    self.upkeep.look_at_memory();
+                    self.upkeep.look_at_certificate(&self.meters);
+                }
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Reload { done }) => self.reload(done).await,

@@ -4,6 +4,7 @@
 //! of a reload: everything that was read is good and takes effect, or nothing is changed.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared::bans::BanList;
 use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
@@ -15,7 +16,9 @@ use super::plan::{GatewayKind, Plan, rules};
 use crate::allowance;
 use crate::limits::Limits;
 use crate::logging::LogLevel;
+use crate::meter::Meters;
 use crate::rules::Rules;
+use crate::tls::{Notice, Watch};
 
 /// Of what the process may use: accepting pauses at so many hundredths, and goes on below so many.
 const SCARCE: usize = 95;
@@ -34,6 +37,7 @@ pub struct Upkeep {
     bans: BanHandle,
     limits: Arc<Limits>,
     process_bytes: usize,
+    certificate: Watch,
 }
 
 impl Upkeep {
@@ -54,7 +58,8 @@ impl Upkeep {
             rules: plan.rules.clone(),
             bans,
             limits,
-            process_bytes: allowance::process_bytes(),
+            process_bytes: allowance::process_bytes(&plan.config),
+            certificate: Watch::default(),
         })
     }
 
@@ -94,8 +99,10 @@ impl Upkeep {
         if let (Some(log), Some(filter)) = (&self.log, filter) {
             log.set(filter).map_err(|error| vec![error])?;
         }
+        self.process_bytes = allowance::process_bytes(&config);
         self.config = config;
         self.rules = renewed.clone();
+        self.certificate.forget();
         Ok((renewed, renewal))
     }
 
@@ -110,6 +117,28 @@ impl Upkeep {
             tracing::warn!(resident_bytes, "memory is scarce; new connections have to wait");
         } else if was_scarce && !is_scarce {
             tracing::info!(resident_bytes, "there is enough memory again");
+        }
+        if is_scarce {
+            allowance::give_back();
+        }
+    }
+
+    /// Looks when the certificate for clients ends, if there is one.
+    pub fn look_at_certificate(&mut self, meters: &Meters) {
+        let tls = self.rules.tls.as_ref();
+        let Some(ends_at_s) = tls.and_then(|tls| tls.certificates.ends_at_s()) else { return };
+        meters.set_certificate_end(ends_at_s);
+        // A clock before 1970 is no clock; it must not make every certificate look good.
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let warning_days = self.config.size("pitaya.gateway.tls.expirydays");
+        match self.certificate.look(ends_at_s, since_1970.as_secs() as i64, warning_days) {
+            Some(Notice::EndsSoon { days }) => {
+                tracing::warn!(days, "the certificate for clients ends soon; renew it and reload");
+            }
+            Some(Notice::Ended) => tracing::error!(
+                "the certificate for clients has ended; they refuse it until it is renewed"
+            ),
+            None => {}
         }
     }
 }

@@ -42,7 +42,7 @@ impl LimitRules {
         let rate = |key: &str| Rate::new(config.int(key) as u32);
         let seats_max = config.int("pitaya.gateway.address.maxconns") as u32;
         let memory_bytes_max = match config.size("pitaya.gateway.memory.maxbytes") {
-            0 => allowance::process_bytes() / 2,
+            0 => allowance::process_bytes(config) / 2,
             bytes => bytes,
         };
         Self {

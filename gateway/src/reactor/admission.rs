@@ -11,10 +11,14 @@ use shared::close::CloseReason;
 use shared::metrics::{CoreCounter, LimitLabel};
 
 use super::Reactor;
+use crate::allowance;
 use crate::calls;
 use crate::connection::Binding;
 use crate::connections::Occupant;
 use crate::driver::Token;
+
+/// Time between two of a reactor's tries to get memory back from the allocator, ms: each may cost some.
+const GIVE_BACK_PAUSE_MS: u64 = 1_000;
 
 /// Why a connection is not taken in: the reason to count, and what the log says.
 pub(super) struct Refused {
@@ -90,6 +94,10 @@ impl Reactor {
         } else if is_scarce && !self.is_accepting_paused {
             self.core.meter.limited(LimitLabel::Memory);
             self.pause_accepting();
+        }
+        if is_scarce && self.core.now_ms >= self.next_give_back_ms {
+            self.next_give_back_ms = self.core.now_ms + GIVE_BACK_PAUSE_MS;
+            allowance::give_back();
         }
     }
 

@@ -158,11 +158,12 @@ impl Reactor {
         if news.is_accepted || news.has_servers {
             self.report_servers(number);
         }
-        for barrier in &news.barriers {
-            self.handle_barrier(number, *barrier);
-        }
+        // Before the barrier that was behind it: with that the gateway may announce what it takes.
         if news.pushes == Permission::Refused {
             self.report(Report::PushesRefused);
+        }
+        for barrier in &news.barriers {
+            self.handle_barrier(number, *barrier);
         }
         if news.is_lame_duck {
             tracing::info!(reactor = self.core.reactor, "the NATS server is about to stop");

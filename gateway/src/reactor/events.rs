@@ -212,9 +212,10 @@ impl Reactor {
     /// A client's socket failed. An end that is under way has nothing to wait for then: what is unsent stays unsent,
     /// and its descriptor would be held for the rest of the write deadline.
     fn handle_broken(&mut self, token: Token) {
-        let connection = self.connections.at(token);
-        if connection.is_some_and(|connection| connection.client.ending.closing().is_some()) {
-            self.close(token);
+        let Some(connection) = self.connections.at(token) else { return };
+        connection.client.ending.handle_broken();
+        if connection.client.ending.closing().is_some() {
+            self.poll_closing(token);
         } else {
             self.end(token, CloseReason::IoError);
         }

@@ -145,6 +145,7 @@ pub struct Reactor {
     is_accepting_paused: bool,
     /// When clients may be shed again.
     next_shed_ms: u64,
+    next_give_back_ms: u64,
     /// Connections whose end is under way.
     closings: Vec<Token>,
     end_log: EndLog,
@@ -247,6 +248,7 @@ impl Reactor {
             outbox_bytes: [0; ticks::SLICES],
             is_accepting_paused: false,
             next_shed_ms: 0,
+            next_give_back_ms: 0,
             closings: Vec::new(),
             end_log: EndLog::default(),
             servers: None,

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -13,6 +14,8 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
+
+use super::expiry;
 
 /// The oldest version of TLS that clients may speak; older ones than 1.2 are never taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,8 @@ pub struct Certificates {
     /// Kept over reloads, so that clients can resume what they began before.
     tickets: Arc<dyn ProducesTickets>,
     current: ArcSwap<ServerConfig>,
+    /// When it ends; [`i64::MAX`] where that cannot be told.
+    ends_at_s: AtomicI64,
 }
 
 impl Certificates {
@@ -70,15 +75,18 @@ impl Certificates {
     /// Errors: why they cannot be used.
     pub fn load(files: CertificateFiles) -> Result<Self, CertificateError> {
         let tickets = ring::Ticketer::new()?;
-        let current = ArcSwap::from_pointee(config(&files, tickets.clone())?);
-        Ok(Self { files, tickets, current })
+        let (config, ends_at_s) = read(&files, tickets.clone())?;
+        let current = ArcSwap::from_pointee(config);
+        Ok(Self { files, tickets, current, ends_at_s: AtomicI64::new(ends_at_s) })
     }
 
     /// Reads the files again, for all later connections. Blocks on the disk: not for a reactor.
     ///
     /// Errors: why they cannot be used; the certificate from before stays in use then.
     pub fn reload(&self) -> Result<(), CertificateError> {
-        self.current.store(Arc::new(config(&self.files, self.tickets.clone())?));
+        let (config, ends_at_s) = read(&self.files, self.tickets.clone())?;
+        self.current.store(Arc::new(config));
+        self.ends_at_s.store(ends_at_s, Ordering::Relaxed);
         Ok(())
     }
 
@@ -87,16 +95,22 @@ impl Certificates {
         self.current.load_full()
     }
 
+    /// When the certificate, or one that it rests on, ends: seconds since 1970; `None` where that cannot be told.
+    pub fn ends_at_s(&self) -> Option<i64> {
+        Some(self.ends_at_s.load(Ordering::Relaxed)).filter(|end| *end != i64::MAX)
+    }
+
     /// Where it comes from.
     pub fn files(&self) -> &CertificateFiles {
         &self.files
     }
 }
 
-fn config(
+/// What clients get, and when it ends.
+fn read(
     files: &CertificateFiles,
     tickets: Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, CertificateError> {
+) -> Result<(ServerConfig, i64), CertificateError> {
     let in_file = |path: &PathBuf| {
         let path = path.clone();
         move |source| CertificateError::File { path, source }
@@ -108,6 +122,7 @@ fn config(
         return Err(CertificateError::Empty { path: files.certificate.clone() });
     }
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(in_file(&files.key))?;
+    let ends_at_s = expiry::ends_at_s(&chain).unwrap_or(i64::MAX);
     let versions = match files.oldest_version {
         OldestVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12][..],
         OldestVersion::Tls13 => &[&rustls::version::TLS13],
@@ -121,7 +136,7 @@ fn config(
     config.ticketer = tickets;
     // What comes before the handshake's end could be sent again by somebody who listened (RFC 8446, 8).
     config.max_early_data_size = 0;
-    Ok(config)
+    Ok((config, ends_at_s))
 }
 
 #[cfg(test)]

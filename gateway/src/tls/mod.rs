@@ -4,9 +4,11 @@
 //! No sockets here: bytes in, bytes out. TLS towards NATS is in bus/tls.rs.
 
 mod certificates;
+mod expiry;
 mod handshakes;
 mod session;
 
 pub use certificates::{CertificateError, CertificateFiles, Certificates, OldestVersion};
+pub use expiry::{Notice, Watch};
 pub use handshakes::Handshakes;
 pub use session::{TlsEnd, TlsSession};

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::servers::guarded;
+
 /// How long anything may take on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
@@ -108,7 +110,7 @@ fn spawn(make: &dyn Fn() -> Command, directory: &TempDir) -> Child {
     let log = File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
     let mut command = make();
     command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
-    command.spawn().unwrap()
+    guarded::spawn(command).unwrap()
 }
 
 /// A gateway process and where it listens.
@@ -127,7 +129,7 @@ impl GatewayProcess {
         let ports = place.path().join("ports");
         let (flags, environment, file) = (flags.to_vec(), environment.to_vec(), ports.clone());
         let program = Program::start(move || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+            let mut command = guarded::command(env!("CARGO_BIN_EXE_gateway"));
             let before = std::fs::read(&file).ok().map(|text| addresses(&text));
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
             let [tcp, ws, admin] = before.unwrap_or([any; 3]);

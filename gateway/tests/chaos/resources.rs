@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::fault_proxy::FaultProxy;
 use crate::process::{GatewayProcess, SOON, until};
+use crate::servers::guarded;
 
 fn flags(driver: &str, more: &[&str]) -> Vec<String> {
     let driver = format!("pitaya.gateway.driver={driver}");
@@ -43,12 +44,13 @@ fn a_full_disk_under_the_log_costs_lines_and_nothing_else() {
         let place = TempDir::new().unwrap();
         let ports = place.path().join("ports");
         let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        let mut command = guarded::command(env!("CARGO_BIN_EXE_gateway"));
         command.args(flags(driver, &["--set", "pitaya.log.level=debug"]));
         command.args(["--tcp", "127.0.0.1:0", "--ws", "127.0.0.1:0", "--threads", "1"]);
         command.args(["--set", "pitaya.admin.listen=127.0.0.1:0"]);
         command.arg("--ports-file").arg(&ports);
-        let mut child = command.stdin(Stdio::null()).stdout(full()).stderr(full()).spawn().unwrap();
+        command.stdin(Stdio::null()).stdout(full()).stderr(full());
+        let mut child = guarded::spawn(command).unwrap();
         until("it serves", || {
             assert!(child.try_wait().unwrap().is_none(), "{driver}: ended at start");
             ports.exists()
@@ -76,13 +78,13 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
     for driver in ["uring", "epoll"] {
         let place = TempDir::new().unwrap();
         let ports = place.path().join("ports");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        let mut command = guarded::command(env!("CARGO_BIN_EXE_gateway"));
         command.args(flags(driver, &["--set", "pitaya.log.level=debug"]));
         command.args(["--tcp", "127.0.0.1:0", "--ws", "127.0.0.1:0", "--threads", "1"]);
         command.args(["--set", "pitaya.admin.listen=127.0.0.1:0"]);
         command.arg("--ports-file").arg(&ports);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = guarded::spawn(command).unwrap();
         let unread = child.stderr.take().unwrap();
         until("it serves", || ports.exists());
         let text = std::fs::read_to_string(&ports).unwrap();

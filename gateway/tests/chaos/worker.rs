@@ -8,12 +8,14 @@ use serde::Deserialize;
 use shared::config::{Binary, Config};
 use tokio::sync::mpsc;
 
+use crate::servers::guarded;
+
 /// Says to this program that it is a worker, and with which settings: `key=value`, one a line.
 const VARIABLE: &str = "DRAGONFRUIT_CHAOS_WORKER";
 
 /// The command that starts a worker with these settings.
 pub(crate) fn command(settings: &[(String, String)]) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = guarded::command(std::env::current_exe().unwrap());
     let lines: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
     command.args(["--exact", "a_worker_process_serves_when_it_is_started_as_one", "--nocapture"]);
     command.env(VARIABLE, lines.join("\n"));

@@ -33,6 +33,7 @@ mod lifecycle;
 mod moving;
 mod nats_faults;
 mod outages;
+mod overload;
 mod proxy;
 mod requests;
 mod routing;

@@ -158,6 +158,11 @@ impl World {
         self.application(demo::app(DemoOptions { test_routes: true }), id)
     }
 
+    /// The same with these settings on top.
+    pub(crate) fn worker_of(&self, id: &str, settings: &[(&str, &str)]) -> Worker {
+        self.application_with(demo::app(DemoOptions { test_routes: true }), id, settings)
+    }
+
     /// A worker of ours with any application.
     pub(crate) fn application(&self, app: App, id: &str) -> Worker {
         self.application_with(app, id, &[])

@@ -1,10 +1,11 @@
 //! The field of an attack: a gateway for each driver, well-behaved clients on it, and the count of its sockets.
 //!
-//! Attacks of one process take turns, because the sockets of the process are counted.
+//! Attacks of one process take turns, because the sockets of the process are counted. Those on a process of their own go on
+//! beside one another, but not beside these: the sockets of their clients would be counted too.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,11 +35,16 @@ const ANSWERS_MIN: u64 = 3;
 /// What a proxy says in front of each well-behaved client, where that is asked for.
 pub(crate) const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 51234 3250\r\n";
 
-static TURN: Mutex<()> = Mutex::new(());
+static TURN: RwLock<()> = RwLock::new(());
 
 /// Waits until no attack goes on in this process, and keeps others from beginning.
-pub(crate) fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn turn() -> RwLockWriteGuard<'static, ()> {
+    TURN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until no sockets are counted, and keeps that from beginning.
+pub(crate) fn beside() -> RwLockReadGuard<'static, ()> {
+    TURN.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One attacked gateway.
@@ -224,7 +230,6 @@ fn play(mut client: RawClient, is_over: &AtomicBool) -> u64 {
 fn sockets_left(before: usize) -> usize {
     let deadline = Instant::now() + LONG;
     loop {
-        // Looked at once a round: a test beside this one may open sockets between two looks.
         let left = sockets().saturating_sub(before);
         if left == 0 || Instant::now() >= deadline {
             return left;

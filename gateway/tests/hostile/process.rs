@@ -2,20 +2,26 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::RwLockReadGuard;
 
 use tempfile::TempDir;
 
-use crate::field::eventually;
+use crate::field::{beside, eventually};
+use crate::guarded;
 
 /// A running process, killed when it is dropped.
 pub(crate) struct Process {
     child: Child,
     directory: TempDir,
+    /// Its clients have sockets, which nobody may count for theirs.
+    _beside: RwLockReadGuard<'static, ()>,
     /// Where TCP clients connect.
     pub tcp: SocketAddr,
     /// Where WebSocket clients connect.
     pub ws: SocketAddr,
+    /// Where it tells how it is.
+    pub admin: SocketAddr,
     /// Where TCP clients with TLS connect.
     pub tls: Option<SocketAddr>,
 }
@@ -23,10 +29,11 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a gateway that may hold this many descriptors.
     pub(crate) fn start(driver: &str, descriptors: u32, settings: &[&str]) -> Self {
+        let beside = beside();
         let directory = TempDir::new().unwrap();
         let ports = directory.path().join("ports");
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = Command::new("sh");
+        let mut command = guarded::command("sh");
         command.arg("-c").arg(format!(r#"ulimit -n {descriptors} && exec "$0" "$@""#));
         command.arg(env!("CARGO_BIN_EXE_gateway"));
         command.args([
@@ -49,12 +56,15 @@ impl Process {
         }
         // Huge pages let memory grow in steps of 2 MiB, and what a session costs would drown in them.
         command.env("MIMALLOC_ALLOW_THP", "0");
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        command.stdout(Stdio::null()).stderr(log);
+        let child = guarded::spawn(command).unwrap();
         let mut started = Self {
             child,
             directory,
+            _beside: beside,
             tcp: SocketAddr::from(([0; 4], 0)),
             ws: SocketAddr::from(([0; 4], 0)),
+            admin: SocketAddr::from(([0; 4], 0)),
             tls: None,
         };
         eventually("the gateway serves", || {
@@ -65,6 +75,7 @@ impl Process {
             serde_json::from_slice(&std::fs::read(&ports).unwrap()).unwrap();
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
+        started.admin = ports["admin"].as_str().unwrap().parse().unwrap();
         started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
         started
     }

@@ -254,6 +254,27 @@ fn above_the_ceiling_those_with_the_most_are_closed_and_others_are_not() {
 }
 
 #[test]
+fn who_resets_its_connection_leaves_nothing_that_waits_to_be_sent() {
+    // Far more than anything here takes: nobody is to wait for it.
+    let settings = [
+        PLAIN,
+        ("pitaya.buffer.agent.conntimeout", "1h"),
+        ("pitaya.gateway.outbox.maxbytes", "67108864"),
+    ];
+    under_attack(&settings, |field| {
+        let held = || value(&field.metrics(), "pitaya_limits_buffered_bytes", "");
+        let mut readers: Vec<_> = (0..5).flat_map(|_| lazy(field)).collect();
+        for client in &mut readers {
+            client.send_request("room.test.noise", br#"{"n":2000,"size":4096}"#).unwrap();
+        }
+        eventually("it waits to be sent", || held() > 1 << 20);
+        // With unread bytes in front of them these ends are resets.
+        drop(readers);
+        eventually("nothing is held any more", || held() < 1 << 10);
+    });
+}
+
+#[test]
 fn stalled_readers_cost_the_others_no_work() {
     let _turn = turn();
     for driver in DRIVERS {

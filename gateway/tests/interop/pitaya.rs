@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use client::{Client, CloseCause, ConnectOptions};
 use serde_json::{Value, json};
 
-use super::{BURST_REQUESTS, Cluster, GoClient, GoPeer, PUSHES, say_skipped};
+use super::{BURST_REQUESTS, Cluster, GoClient, GoPeer, PUSHES, guarded, say_skipped};
 
 #[test]
 fn its_client_talks_through_the_gateway_to_the_worker_over_tcp_and_websocket() {
@@ -225,13 +225,13 @@ fn reason_of(failed: &Output) -> String {
 
 impl Programs {
     fn client(&self, transport: &str, address: &str) -> GoClient {
-        let mut peer = GoPeer::start("pitaya-client", &mut Command::new(&self.client));
+        let mut peer = GoPeer::start("pitaya-client", &mut guarded::command(&self.client));
         peer.connect(transport, address);
         GoClient { peer, notices_kicks: false }
     }
 
     pub(super) fn server(&self, cluster: &Cluster, flags: &[&str]) -> GoPeer {
-        let mut command = Command::new(&self.server);
+        let mut command = guarded::command(&self.server);
         cluster.join("pitaya-server", command.arg("-until-eof").args(flags))
     }
 

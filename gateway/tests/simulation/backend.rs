@@ -48,10 +48,15 @@ pub(crate) fn mark_of(payload: &[u8]) -> Option<(usize, u64)> {
     Some((player.parse().ok()?, number.parse().ok()?))
 }
 
-/// The data of a push: whose it is, and which.
-pub(crate) fn push_data(uid: &str, number: u64) -> Vec<u8> {
-    format!("{uid}#{number}").into_bytes()
+/// The data of a push: whose it is, and which. One for many names them all, with `|` in between.
+pub(crate) fn push_data(uids: &str, number: u64) -> Vec<u8> {
+    format!("{uids}#{number}").into_bytes()
 }
+
+/// Stands for whose push it is where nobody may get it.
+const NOBODY: &str = "nobody";
+/// The number of a push that came too late to have a place in the order.
+pub(crate) const LATE: u64 = 0;
 
 impl Backends {
     /// What is due by now.
@@ -166,9 +171,25 @@ impl Backends {
         }
     }
 
-    /// Pushes to a user, whether or not anybody is that user.
+    /// Pushes to a user, whether or not anybody is that user; or to many; or to one in the name of another, as after a
+    /// mistake of a server, which nobody may see.
     pub(crate) fn push(&mut self, now_ms: u64, random: &mut fastrand::Rng) {
-        self.push_to(&format!("user-{}", random.u64(..USERS)), now_ms, random.usize(..1_500));
+        let user = |random: &mut fastrand::Rng| format!("user-{}", random.u64(..USERS));
+        let uid = user(random);
+        match random.u8(..10) {
+            0 => {
+                let payload = push(&format!("{uid}x"), &push_data(NOBODY, LATE));
+                self.send_at(now_ms, &push_subject(&uid), None, payload);
+            }
+            1..4 => {
+                let several = random.usize(..USERS as usize);
+                let uids: BTreeSet<_> = (0..several).map(|_| user(random)).collect();
+                self.push_to_many(&uids.into_iter().collect::<Vec<_>>(), now_ms);
+            }
+            _ => {
+                self.push_to(&uid, now_ms, random.usize(..1_500));
+            }
+        }
     }
 
     /// Pushes to this user; returns the push's number.
@@ -178,12 +199,35 @@ impl Backends {
         let mut data = push_data(uid, number);
         data.push(b' ');
         data.resize(data.len() + padding, b'x');
-        let push =
-            proto::Push { route: "onSim".to_owned(), uid: uid.to_owned(), data: data.into() };
-        let subject = format!("pitaya/connector/user/{uid}/push");
-        self.send_at(now_ms, &subject, None, push.encode_to_vec());
+        self.send_at(now_ms, &push_subject(uid), None, push(uid, &data));
         number
     }
+
+    /// Pushes one message to all of these; returns its number.
+    pub(crate) fn push_to_many(&mut self, uids: &[String], now_ms: u64) -> u64 {
+        self.numbers += 1;
+        let number = self.numbers;
+        let data = push_data(&uids.join("|"), number).into();
+        let many = proto::PushMany { route: "onMany".to_owned(), data, uids: uids.to_vec() };
+        self.send_at(now_ms, "pitaya/connector/pushes", None, many.encode_to_vec());
+        number
+    }
+}
+
+fn push_subject(uid: &str) -> String {
+    format!("pitaya/connector/user/{uid}/push")
+}
+
+fn push(uid: &str, data: &[u8]) -> Vec<u8> {
+    let (route, uid) = ("onSim".to_owned(), uid.to_owned());
+    proto::Push { route, uid, data: data.to_vec().into() }.encode_to_vec()
+}
+
+/// What a server pushed to the user of this subject before the subscription to it ended.
+pub(crate) fn late_push(subject: &str) -> Option<Published> {
+    let uid = subject.strip_prefix("pitaya/connector/user/")?.strip_suffix("/push")?;
+    let payload = push(uid, &push_data(uid, LATE));
+    Some(Published { subject: subject.to_owned(), reply: None, payload })
 }
 
 fn answer(data: &[u8]) -> Vec<u8> {

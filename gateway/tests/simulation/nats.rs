@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use gateway::driver::memory::Peer;
 
+use crate::backend::late_push;
+
 /// A message that somebody published.
 #[derive(Clone, Debug)]
 pub(crate) struct Published {
@@ -110,17 +112,10 @@ impl Nats {
         let mut delivered = 0;
         for link in &self.links {
             for (sid, pattern) in &link.subscriptions {
-                if !matches(pattern, &message.subject) {
-                    continue;
+                if matches(pattern, &message.subject) {
+                    delivered += 1;
+                    link.send(*sid, message);
                 }
-                delivered += 1;
-                let reply =
-                    message.reply.as_ref().map_or(String::new(), |reply| format!(" {reply}"));
-                let (subject, bytes) = (&message.subject, message.payload.len());
-                let mut out = format!("MSG {subject} {sid}{reply} {bytes}\r\n").into_bytes();
-                out.extend_from_slice(&message.payload);
-                out.extend_from_slice(b"\r\n");
-                link.peer.write(&out);
             }
         }
         delivered
@@ -140,6 +135,15 @@ impl Nats {
 }
 
 impl Link {
+    fn send(&self, sid: u64, message: &Published) {
+        let reply = message.reply.as_ref().map_or(String::new(), |reply| format!(" {reply}"));
+        let (subject, bytes) = (&message.subject, message.payload.len());
+        let mut out = format!("MSG {subject} {sid}{reply} {bytes}\r\n").into_bytes();
+        out.extend_from_slice(&message.payload);
+        out.extend_from_slice(b"\r\n");
+        self.peer.write(&out);
+    }
+
     fn subscribed(&self, subject: &str) -> impl Iterator<Item = u64> {
         let found = self.subscriptions.iter().filter(move |(_, own)| matches(own, subject));
         found.map(|(sid, _)| *sid)
@@ -179,8 +183,13 @@ impl Link {
                 assert_eq!(before, None, "subscription {sid} is made twice");
             }
             ["UNSUB", sid] => {
-                let before = self.subscriptions.remove(&sid.parse().unwrap());
-                assert!(before.is_some(), "subscription {sid} is ended without having begun");
+                let sid = sid.parse().unwrap();
+                let before = self.subscriptions.remove(&sid);
+                let subject = before.expect("a subscription ends that has begun");
+                // Sent before the end was read; where it arrives the number may serve another user by now.
+                if let Some(late) = late_push(&subject) {
+                    self.send(sid, &late);
+                }
             }
             ["PUB", subject, ref rest @ ..] => {
                 let reply = (rest.len() == 2).then(|| rest[0].to_owned());

@@ -12,7 +12,7 @@ use shared::handshake;
 use shared::message::{self, Head, MessageType};
 use shared::packet::{self, PacketType};
 
-use crate::backend::{Backends, mark_of, marked, push_data};
+use crate::backend::{Backends, LATE, mark_of, marked, push_data};
 use crate::world::Totals;
 
 /// Codes that a request may be refused with; any other is a mistake.
@@ -325,19 +325,28 @@ impl Player {
 
     fn handle_push(&mut self, payload: &[u8], backends: &Backends, totals: &mut Totals) {
         let text = std::str::from_utf8(payload).unwrap().split(' ').next().unwrap();
-        let (uid, number) = text.split_once('#').expect("a push of ours");
+        let (uids, number) = text.split_once('#').expect("a push of ours");
         let number: u64 = number.parse().unwrap();
-        debug_assert!(payload.starts_with(&push_data(uid, number)));
-        let session = backends.sessions.get(&self.number).expect("bound by its session");
-        assert!(
-            backends.asked.contains(&(*session, uid.to_owned())),
-            "player {} got a push for {uid}, whom it was never bound to",
-            self.number
-        );
-        let known = self.uid.get_or_insert_with(|| uid.to_owned());
-        assert_eq!(known, uid, "player {} got pushes of two users", self.number);
-        assert!(number > self.newest_push, "push {number} after {}", self.newest_push);
-        self.newest_push = number;
+        debug_assert!(payload.starts_with(&push_data(uids, number)));
+        let session = *backends.sessions.get(&self.number).expect("bound by its session");
+        let is_asked = |uid: &str| backends.asked.contains(&(session, uid.to_owned()));
+        let may_be: Vec<&str> = uids.split('|').filter(|uid| is_asked(uid)).collect();
+        let player = self.number;
+        assert!(!may_be.is_empty(), "player {player} got a push for {uids}, whom it never was");
+        match (&self.uid, &may_be[..]) {
+            (Some(known), _) => {
+                let is_it = may_be.contains(&known.as_str());
+                assert!(is_it, "player {player} got pushes of two users");
+            }
+            // Of several it may be any, which the next push tells.
+            (None, [only]) => self.uid = Some((*only).to_owned()),
+            (None, _) => {}
+        }
+        if number != LATE {
+            assert!(number > self.newest_push, "push {number} after {}", self.newest_push);
+            self.newest_push = number;
+        }
         totals.pushes += 1;
+        totals.pushes_to_many += u64::from(uids.contains('|'));
     }
 }

@@ -44,6 +44,7 @@ pub(crate) struct Totals {
     pub(crate) answers: u64,
     pub(crate) errors: u64,
     pub(crate) pushes: u64,
+    pub(crate) pushes_to_many: u64,
     pub(crate) kicks: u64,
     pub(crate) ends: u64,
     players: u64,
@@ -59,6 +60,7 @@ impl Totals {
         self.answers += other.answers;
         self.errors += other.errors;
         self.pushes += other.pushes;
+        self.pushes_to_many += other.pushes_to_many;
         self.kicks += other.kicks;
         self.ends += other.ends;
         self.players += other.players;
@@ -75,6 +77,7 @@ impl Totals {
         self.answers > 1_000
             && self.errors > 100
             && self.pushes > 100
+            && self.pushes_to_many > 50
             && rare.iter().all(|n| *n > 10)
     }
 
@@ -432,16 +435,23 @@ impl World {
         (0..500).for_each(|_| self.step());
         let now_ms = self.now_ms();
         let mut expected = Vec::new();
+        let mut bound = Vec::new();
         for (uid, session) in self.backends.bound.clone() {
             let is_it = |player: &&Player| {
                 player.is_owed() && self.backends.sessions.get(&player.number) == Some(&session)
             };
             if let Some(player) = self.players.iter().find(is_it) {
                 expected.push((player.number, self.backends.push_to(&uid, now_ms, 10)));
+                bound.push(uid);
             }
         }
         self.rest("every bound player has its push", |world| {
             expected.iter().all(|(player, push)| world.players[*player].newest_push == *push)
+        });
+        let now_ms = self.now_ms();
+        let push = self.backends.push_to_many(&bound, now_ms);
+        self.rest("every bound player has the push to all", |world| {
+            expected.iter().all(|(player, _)| world.players[*player].newest_push == push)
         });
     }
 

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
+
+use crate::guarded;
 
 /// How long the browser may take to start, and a page to answer a command that sets no time of its own.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +49,7 @@ impl Chromium {
     /// Starts `program` ([`find`]) and waits until it takes commands.
     pub(crate) fn start(program: &Path) -> Result<Self> {
         let profile = tempfile::tempdir()?;
-        let mut command = Command::new(program);
+        let mut command = guarded::command(program);
         command.args([
             "--headless",
             "--no-sandbox",
@@ -72,7 +74,7 @@ impl Chromium {
         // A group of its own, so that a start script's browser and the browser's helpers end with it.
         command.process_group(0);
         let mut process =
-            command.spawn().with_context(|| format!("starting {}", program.display()))?;
+            guarded::spawn(command).with_context(|| format!("starting {}", program.display()))?;
         let started = devtools_address(&mut process).and_then(|(port, path)| {
             Devtools::connect(port, &path).map(|devtools| (devtools, port))
         });

@@ -69,6 +69,7 @@ pub static METRICS: &[MetricRow] = &[
     row(Counter, "pitaya_acceptor_handshakes_accepted_total", &[], "handshakes", "Handshakes answered with 200."),
     row(Counter, "pitaya_acceptor_handshakes_refused_total", &[], "handshakes", "Handshakes answered with 400."),
     row(Counter, "pitaya_acceptor_tls_handshakes_total", &[], "handshakes", "TLS handshakes that were finished."),
+    row(Gauge, "pitaya_acceptor_tls_certificate_expiration_timestamp_seconds", &[], "seconds since 1970", "When the certificate for clients, or one of its chain, ends."),
     row(Gauge, "pitaya_acceptor_bound_sessions", &[], "sessions", "Sessions with a uid."),
     row(Counter, "pitaya_agent_received_bytes_total", &[], "bytes", "Bytes received from clients."),
     row(Counter, "pitaya_agent_sent_bytes_total", &[], "bytes", "Bytes sent to clients."),

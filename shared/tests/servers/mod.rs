@@ -4,7 +4,8 @@
 //! Other crates include this file with `#[path = "../../shared/tests/servers/mod.rs"] mod servers;`. It needs the
 //! standard library and `tempfile`. A program is looked for in the environment (`DRAGONFRUIT_NATS_SERVER`,
 //! `DRAGONFRUIT_ETCD`, `DRAGONFRUIT_REDIS_SERVER`), then in `PATH`, then in `<repository>/.servers/*/`. If there is
-//! none, the test says so loudly and fails; tests of jobs, which few need, are left out then.
+//! none, the test says so loudly and fails; tests of jobs, which few need, are left out then. Servers end with the test's process,
+//! also when that is killed (guarded.rs).
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use tempfile::TempDir;
+
+pub(crate) mod guarded;
 
 /// How long a server may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -289,14 +292,14 @@ impl Process {
     }
 
     fn command(&mut self) -> &mut Command {
-        self.command.insert(Command::new(&self.program))
+        self.command.insert(guarded::command(&self.program))
     }
 
     fn spawn(&mut self) {
         let log = File::create(self.log_file()).unwrap();
         let mut command = self.command.take().expect("the command was made");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        self.child = Some(guarded::spawn(command).unwrap());
     }
 
     /// Asks again and again, with short pauses, until there is an answer. Fails when the server ends or takes too long.
