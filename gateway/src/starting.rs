@@ -45,6 +45,7 @@ pub(crate) struct Starting {
     limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
     bindings: Option<BindingSource>,
+    directory: Arc<Directory>,
 }
 
 impl Starting {
@@ -100,6 +101,7 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         })
     }
 
@@ -120,6 +122,7 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         } = self;
         // Applications run here, and all that goes over gRPC.
         let runtime = runtime(if local.is_some() || grpc.is_some() { plan.reactors } else { 1 })?;
@@ -146,7 +149,7 @@ impl Starting {
         };
         let sources = AdminSources { actions: Some(actions), ..sources };
         let parts =
-            local.zip(application).map(|(bus, application)| LocalParts { bus, application });
+            local.zip(application).map(|(bus, app)| LocalParts::new(bus, app, meters.exporter()));
         let control = Control::new(
             plan.clone(),
             mailboxes.clone(),
@@ -157,7 +160,8 @@ impl Starting {
             upkeep,
         );
         let transport = Transport::new(&plan, &mailboxes, grpc)?;
-        let control = control.with_bindings(bindings).with_transport(transport);
+        let control =
+            control.with_bindings(bindings).with_transport(transport).with_directory(directory);
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };
         let control = std::thread::Builder::new()

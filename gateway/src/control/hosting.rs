@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::Discovery;
+use shared::metrics::Exporter;
 use shared::server::{Server, ServerTable};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,6 +26,15 @@ pub struct LocalParts {
     pub bus: Arc<LocalBus>,
     /// The application.
     pub application: worker::App,
+    /// Where its calls and jobs are measured.
+    pub exporter: Exporter,
+}
+
+impl LocalParts {
+    /// An application, the bus that leads to it, and where it is measured.
+    pub fn new(bus: Arc<LocalBus>, application: worker::App, exporter: Exporter) -> Self {
+        Self { bus, application, exporter }
+    }
 }
 
 /// How the application of a gateway in a cluster reaches others.
@@ -53,11 +63,12 @@ impl Hosting {
         rules: &Rules,
         mailboxes: &[Arc<Mailbox>],
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
+        let LocalParts { bus, application, exporter } = parts;
         let servers = Arc::new(FixedServers::new([own_server(rules)]));
         let view = ClusterView {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             ..ClusterView::new(&rules.server_id, servers)
         };
         let service = application.embed(bus.clone(), view).await.map_err(refused)?;
@@ -77,7 +88,7 @@ impl Hosting {
         mailboxes: &[Arc<Mailbox>],
         discovery: &Discovery,
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
+        let LocalParts { bus, application, exporter } = parts;
         let outlet = match plan.nats {
             Some(nats) => Some(
                 Outlet::open(nats)
@@ -98,6 +109,7 @@ impl Hosting {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             is_frontend: true,
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             is_loop_back_allowed: plan.is_loop_back_allowed,
             ..ClusterView::new(&rules.server_id, Arc::new(servers))
         };

@@ -174,6 +174,11 @@ impl Plan {
         }
     }
 
+    /// Whether the players are waited for after SIGTERM.
+    pub fn is_draining(&self) -> bool {
+        self.config.bool("pitaya.session.drain.enabled")
+    }
+
     /// The application, once.
     pub(crate) fn take_application(&self) -> Option<worker::App> {
         self.application.lock().unwrap_or_else(PoisonError::into_inner).take()

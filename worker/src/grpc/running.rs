@@ -18,8 +18,7 @@ use super::{Backend, GrpcLink, GrpcSettings, MESSAGE_BYTES_MAX, serve};
 use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
-use crate::jobs::Consumer;
-use crate::run::{Discovered, consumer, finish};
+use crate::run::{Discovered, finish};
 use crate::settings::Settings;
 
 /// For the last answers on open connections.
@@ -28,7 +27,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A server that is up.
 struct Running {
     status: Arc<Status>,
-    consumer: Option<Consumer>,
     /// Ends the taking of calls.
     close: oneshot::Sender<()>,
     serving: JoinHandle<()>,
@@ -76,15 +74,16 @@ async fn start(mut app: App, settings: &Settings, grpc: &GrpcSettings) -> Result
         request_timeout: settings.request_timeout,
         is_loop_back_allowed: settings.is_loop_back_allowed,
         routing: settings.routing.clone(),
+        exporter: Some(settings.exporter.clone()),
         ..ClusterView::new(&own.id, Arc::new(Discovered(discovery.tables())))
     };
-    let job_handlers = std::mem::take(&mut app.job_handlers);
+    let (job_handlers, jobs) = (std::mem::take(&mut app.job_handlers), app.jobs.clone());
     let service = app.build(Arc::new(link), view)?;
     service.set_answer_bytes_max(MESSAGE_BYTES_MAX);
     service.record_times(settings.exporter.clone())?;
     service.start().await?;
     let listeners = service.listen(&discovery);
-    let consumer = consumer(settings, job_handlers, &service)?;
+    service.start_jobs(job_handlers, &jobs, Some(settings.exporter.clone()))?;
     let (close, closing) = oneshot::channel();
     let backend = Backend::new(service.clone());
     let serving = tokio::spawn(serve(listener, backend, closing));
@@ -98,7 +97,7 @@ async fn start(mut app: App, settings: &Settings, grpc: &GrpcSettings) -> Result
     });
     let pages = admin::serve(&settings.admin, &status).await;
     tracing::info!(id = own.id, r#type = own.server_type, port, "listening for gRPC");
-    Ok(Running { status, consumer, close, serving, _tasks: [link_tasks, pages, listeners] })
+    Ok(Running { status, close, serving, _tasks: [link_tasks, pages, listeners] })
 }
 
 impl Running {
@@ -109,7 +108,7 @@ impl Running {
         discovery.leave().await;
         service.before_shutdown().await;
         let _ = self.close.send(());
-        finish(service, self.consumer, drain_limit, stops).await;
+        finish(service, drain_limit, stops).await;
         // Connections that stay open do not keep the process.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.serving).await;
         service.on_shutdown().await;
