@@ -5,13 +5,14 @@
 //! recycled. A message that fits nothing is dropped and counted.
 
 use proto::Message;
-use proto::wire::{BindView, ErrorView, KickView, PushView, ResponseView};
+use proto::wire::{self, BatchView, BindView, ErrorView, KickView, PushView, ResponseView};
 use shared::close::CloseReason;
 use shared::error::{Error, code};
 use shared::metrics::{CoreCounter, FailReason, LimitLabel};
 use shared::nats::parser::Msg;
 use shared::session::SessionId;
 
+use crate::bus::batches::Addressee;
 use crate::bus::pending::{Answered, Pending};
 use crate::bus::queue::Waiting;
 use crate::bus::subscriptions::Subject;
@@ -34,13 +35,17 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
     match turn.bus.subscriptions.find(message.sid) {
         Some(Subject::Inbox) => {
             let Carrier::Nats(lines) = &turn.bus.carrier else { return };
-            let Some(token) = lines.token_of(message.subject) else {
-                turn.core.meter.count(CoreCounter::LateAnswers);
-                return;
-            };
             let is_undelivered =
                 message.payload.is_empty() && message.status == Some(STATUS_NO_RESPONDERS);
-            handle_answer(token, message.payload, is_undelivered, connections, turn);
+            match lines.addressee(message.subject) {
+                Some(Addressee::Request(token)) => {
+                    handle_answer(token, message.payload, is_undelivered, connections, turn);
+                }
+                Some(Addressee::Batch(first)) => {
+                    handle_answers(first, message.payload, is_undelivered, connections, turn);
+                }
+                None => turn.core.meter.count(CoreCounter::LateAnswers),
+            }
         }
         Some(Subject::Push(owner)) => handle_push(owner, message, connections, turn),
         Some(Subject::Kick(owner)) => handle_kick(owner, message, connections, turn),
@@ -85,6 +90,34 @@ pub fn handle_answer(
     }
     if let (Some(waiting), Some(server)) = (released, target) {
         send_waiting(&server.server_type, waiting, connections, turn);
+    }
+}
+
+/// Takes in a batch of answers; or the one answer to a whole batch of requests, known by its `first`: that nobody
+/// listens, or that somebody cannot read batches.
+fn handle_answers(
+    first: Option<u32>,
+    payload: &[u8],
+    is_undelivered: bool,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    if wire::is_batch(payload) {
+        let Ok(batch) = BatchView::decode(payload) else {
+            turn.core.meter.count(CoreCounter::NatsBatchErrors);
+            return;
+        };
+        for (token, answer) in batch.entries() {
+            handle_answer(token, answer, false, connections, turn);
+        }
+        return;
+    }
+    let tokens = first.map_or_else(Vec::new, |first| turn.bus.pending.batch_of(first));
+    if tokens.is_empty() {
+        turn.core.meter.count(CoreCounter::LateAnswers);
+    }
+    for token in tokens {
+        handle_answer(token, payload, is_undelivered, connections, turn);
     }
 }
 
@@ -256,7 +289,7 @@ fn handle_push(
     };
     put_push(owner, None, &push, connections, turn);
     // Go sends no reply subject; libpitaya-cluster does, and blocks until it is answered (cluster protocol 21).
-    turn.bus.reply(reply_to(message), proto::wire::RESPONSE_ACK);
+    turn.bus.reply(reply_to(message), wire::RESPONSE_ACK);
 }
 
 /// Puts a push into the outbox of the connection at `owner`, when it is the session of the push.

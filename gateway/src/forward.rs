@@ -16,12 +16,12 @@ use shared::handshake;
 use shared::message::{self, Message, MessageType};
 use shared::metadata::{MetadataFields, encode_metadata};
 use shared::metrics::{CoreCounter, DropReason, FailReason, LimitLabel, RouteLabel};
-use shared::nats::encoder;
 use shared::packet::Packet;
 use shared::route::Route;
 use shared::routing::{self, RouteFunction, RouteRequest, RouteSession, Rule};
 use shared::server::Server;
 
+use crate::bus::batches::Leaving;
 use crate::bus::pending::Pending;
 use crate::bus::queue::Waiting;
 use crate::bus::targets::{Choice, LOCAL_TYPE, Place, Seeker, Target};
@@ -415,45 +415,32 @@ fn send_request(
     bus: &mut BusState,
 ) {
     let is_local = bus.targets.is_local(target);
-    let Some(target) = bus.targets.begin(target) else { return };
-    match (&mut bus.carrier, &bus.local) {
-        (_, Some(carrier)) if is_local => {
+    if bus.targets.begin(target).is_none() {
+        return;
+    }
+    match &bus.local {
+        Some(carrier) if is_local => {
             let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.request(token, Bytes::from(request));
         }
-        (Carrier::Nats(lines), _) => {
-            lines.request_head(&target.subject, token, bytes);
-            let start = lines.out.len();
-            encoded.encode(&mut lines.out);
-            if is_kept && let Some(kept) = bus.pending.request_buffer(token) {
-                kept.extend_from_slice(lines.out.get(start..).unwrap_or_default());
-            }
-            lines.out.extend_from_slice(b"\r\n");
+        _ => {
+            let leaving = Leaving { target, token: Some(token), bytes, is_kept };
+            bus.put(&leaving, |out| encoded.encode(out));
         }
-        (Carrier::None, _) => {}
     }
 }
 
-/// A notify goes out with a reply subject that nobody subscribes to, so that Go backends can acknowledge it and no
-/// state is kept here (cluster protocol 23.2).
 fn send_notify(encoded: &SysRequest<'_>, bytes: usize, target: u32, bus: &mut BusState) {
-    let is_local = bus.targets.is_local(target);
-    let Some(target) = bus.targets.find(target) else { return };
-    match (&mut bus.carrier, &bus.local) {
-        (_, Some(carrier)) if is_local => {
+    match &bus.local {
+        Some(carrier) if bus.targets.is_local(target) => {
             let mut request = Vec::with_capacity(bytes);
             encoded.encode(&mut request);
             carrier.notify(Bytes::from(request));
         }
-        (Carrier::Nats(lines), _) => {
-            lines.published += 1;
-            encoder::publish_head(&mut lines.out, &target.subject, Some(NOTIFY_REPLY), bytes);
-            encoded.encode(&mut lines.out);
-            lines.out.extend_from_slice(b"\r\n");
+        _ => {
+            let leaving = Leaving { target, token: None, bytes, is_kept: false };
+            bus.put(&leaving, |out| encoded.encode(out));
         }
-        (Carrier::None, _) => {}
     }
 }
-
-const NOTIFY_REPLY: &[u8] = b"_DISCARD.notify";

@@ -5,6 +5,7 @@
 
 use proto::wire::RequestView;
 
+use crate::bus::batches::Leaving;
 use crate::bus::homes::Homes;
 use crate::bus::pending::Pending;
 use crate::bus::queue::Waiting;
@@ -41,7 +42,9 @@ pub fn retry(
         }
         Choice::NoServers => return Err(pending),
     };
-    let Carrier::Nats(lines) = &mut bus.carrier else { return Err(pending) };
+    if !matches!(bus.carrier, Carrier::Nats(_)) {
+        return Err(pending);
+    }
     let again = Pending { target: key, is_retry: true, ..pending };
     // There is room: the first try has just left the table.
     let Some(token) = bus.pending.insert(again) else { return Ok(()) };
@@ -49,9 +52,9 @@ pub fn retry(
         if let (Some(client), Some(home)) = (client, target.home()) {
             client.homes.set(home);
         }
-        lines.request_head(&target.subject, token, request.len());
-        lines.out.extend_from_slice(request);
-        lines.out.extend_from_slice(b"\r\n");
+        let leaving =
+            Leaving { target: key, token: Some(token), bytes: request.len(), is_kept: false };
+        bus.put(&leaving, |out| out.extend_from_slice(request));
     }
     Ok(())
 }

@@ -8,13 +8,26 @@ use common::{owned, vectors, viewed};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proto::wire::{ErrorMetadata, ResponseView, SysRequest, WireError, encode_error_response};
+use proto::wire::{
+    BATCH_HEADER, BatchView, ErrorMetadata, ResponseView, SysRequest, WireError,
+    encode_error_response, is_batch, put_batch_entry_head,
+};
 
 const MESSAGES: [&str; 6] = ["Request", "Response", "Session", "Push", "KickMsg", "BindMsg"];
 
 /// The owned message ignores the wire type of a map's entries; the view does not.
 fn is_known_difference(message: &str, error: WireError) -> bool {
     message == "Response" && matches!(error, WireError::WireType { field: 3 })
+}
+
+#[test]
+fn no_message_is_a_batch_and_no_batch_a_message() {
+    for vector in vectors() {
+        assert!(!is_batch(&vector.bytes()));
+    }
+    for message in MESSAGES {
+        assert!(owned(message, b"\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00").is_err(), "{message}");
+    }
 }
 
 fn check(message: &str, bytes: &[u8]) {
@@ -100,6 +113,25 @@ proptest! {
             }
         }
         check(&vector.message, &bytes);
+    }
+
+    #[test]
+    fn batches_are_read_to_their_end_or_refused(
+        bytes in vec(prop_oneof![3 => Just(0_u8), 2 => 0_u8..6, 1 => any::<u8>()], 0..80),
+        has_header in any::<bool>(),
+    ) {
+        let header = if has_header { &BATCH_HEADER[..] } else { &[] };
+        let bytes = [header, &bytes].concat();
+        if let Ok(batch) = BatchView::decode(&bytes) {
+            let mut again = BATCH_HEADER.to_vec();
+            for (token, message) in batch.entries() {
+                put_batch_entry_head(token, message.len(), &mut again);
+                again.extend_from_slice(message);
+            }
+            prop_assert!(is_batch(&bytes) && batch.len() > 0);
+            prop_assert_eq!(batch.entries().count(), batch.len());
+            prop_assert_eq!(again, bytes, "nothing is left out or read twice");
+        }
     }
 
     #[test]

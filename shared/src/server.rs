@@ -33,6 +33,10 @@ pub const METADATA_LEAVING: &str = "dragonfruit.leaving";
 /// The word under [`METADATA_PROTOCOL`] of a frontend that takes one message for many users.
 pub const PROTOCOL_PUSHES: &str = "pushes";
 
+/// The word under [`METADATA_PROTOCOL`] of a backend that takes several requests in one message (`Batch` in
+/// `pitaya.proto`).
+pub const PROTOCOL_BATCHES: &str = "batches";
+
 /// Longest id or server type, in bytes. Two of them, the words around them and a uid fit with room to spare into the
 /// 4096 bytes that nats-server allows one control line.
 pub const IDENTITY_BYTES_MAX: usize = 256;
@@ -361,7 +365,7 @@ mod tests {
     #[test]
     fn additions_to_the_protocol_are_whole_words() {
         let mut server = server("a", "b");
-        assert!(!server.speaks(PROTOCOL_PUSHES));
+        assert!(!server.speaks(PROTOCOL_PUSHES) && !server.speaks(PROTOCOL_BATCHES));
         for (text, speaks) in [("pushes", true), ("batches, pushes", true), ("pushes2", false)] {
             server.metadata.insert(METADATA_PROTOCOL.to_owned(), text.to_owned());
             assert_eq!(server.speaks(PROTOCOL_PUSHES), speaks, "{text}");

@@ -7,7 +7,7 @@ use shared::config::Config;
 use shared::metrics::{Exporter, ExporterOptions, MetricError};
 use shared::router::Policy;
 use shared::routing::Routing;
-use shared::server::{METADATA_WINDOW, Server};
+use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, PROTOCOL_BATCHES, Server};
 
 use crate::admission::Limits;
 use crate::groups::GroupStorage;
@@ -43,10 +43,13 @@ impl Settings {
         limits: Limits,
     ) -> Result<Self, MetricError> {
         let limits = limits_of(config, limits);
-        let own = own_server(config, server_type, limits.window);
+        let mut own = own_server(config, server_type, limits.window);
         let name = format!("{}/{}", own.server_type, own.id);
         let exporter = exporter(config, &own.server_type)?;
         let grpc = GrpcSettings::new(config, &own.hostname);
+        if grpc.is_none() && config.bool("pitaya.nats.batches") {
+            own.metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_BATCHES.to_owned());
+        }
         let transport = if grpc.is_some() { "grpc" } else { "nats" };
         let request_timeout = format!("pitaya.cluster.rpc.client.{transport}.requesttimeout");
         Ok(Self {
@@ -159,6 +162,14 @@ mod tests {
         assert_eq!(settings.nats.name, "room/r1");
         assert_eq!(settings.own.metadata[METADATA_WINDOW], "50");
         assert_eq!(settings.limits.session_waiting_max, 8);
+    }
+
+    #[test]
+    fn batches_are_announced_unless_they_are_switched_off() {
+        let own = |flags: &[_]| load(flags).own;
+        assert!(own(&[]).speaks(PROTOCOL_BATCHES));
+        assert!(!own(&[("pitaya.nats.batches", "false")]).speaks(PROTOCOL_BATCHES));
+        assert!(!own(&[("pitaya.cluster.rpc.transport", "grpc")]).speaks(PROTOCOL_BATCHES));
     }
 
     #[test]

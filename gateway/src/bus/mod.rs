@@ -5,6 +5,7 @@
 //! encoded messages, so everything above this file is one code path. A bus is a unit that can move to another reactor
 //! together with its connections: its socket, its table of pending requests and its subscriptions stay what they are.
 
+pub mod batches;
 pub mod homes;
 pub mod link;
 pub mod local;
@@ -21,6 +22,7 @@ use shared::nats::encoder;
 use shared::session::SessionId;
 
 use crate::driver::Token;
+use batches::Batches;
 use link::NatsLink;
 use local::LocalCarrier;
 use pending::PendingTable;
@@ -79,6 +81,10 @@ pub enum Readiness {
 }
 
 /// How messages leave a bus for the cluster.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one a bus, and nearly always it is the large one"
+)]
 pub enum Carrier {
     /// As lines of NATS's protocol, sent once a turn.
     Nats(NatsLines),
@@ -96,6 +102,8 @@ pub struct NatsLines {
     reply: Vec<u8>,
     /// Largest payload that the server takes, bytes.
     pub payload_bytes_max: usize,
+    /// What gathers for servers that take several requests in one message; becomes lines at the turn's end.
+    pub batches: Batches,
     /// Messages written since they were last counted.
     pub published: usize,
     /// Bytes handed to the socket and not sent, kept up to date by the link.
@@ -151,7 +159,9 @@ impl BusState {
     /// Whether the bus takes no more requests until some have left.
     pub fn is_full(&self) -> bool {
         match &self.carrier {
-            Carrier::Nats(lines) => lines.out.len() + lines.unsent_bytes > OUT_BYTES_MAX,
+            Carrier::Nats(lines) => {
+                lines.out.len() + lines.batches.bytes() + lines.unsent_bytes > OUT_BYTES_MAX
+            }
             Carrier::None => false,
         }
     }
@@ -198,6 +208,7 @@ impl NatsLines {
             inbox: Box::default(),
             reply: Vec::new(),
             payload_bytes_max: 0,
+            batches: Batches::default(),
             published: 0,
             unsent_bytes: 0,
             wants_barrier: false,
@@ -208,23 +219,9 @@ impl NatsLines {
     /// Begins anew with a fresh inbox; what was written for the server before is dropped.
     pub fn restart(&mut self, unique: &str, payload_bytes_max: usize) {
         self.out.clear();
+        self.batches.clear();
         self.inbox = format!("_INBOX.{unique}.").into_bytes().into();
         self.payload_bytes_max = payload_bytes_max;
-    }
-
-    /// Writes the head of a request whose answer is to come under `token`; the payload and a line end follow.
-    pub fn request_head(&mut self, subject: &[u8], token: u32, payload_bytes: usize) {
-        self.reply.clear();
-        self.reply.extend_from_slice(&self.inbox);
-        push_decimal(&mut self.reply, token);
-        self.published += 1;
-        encoder::publish_head(&mut self.out, subject, Some(&self.reply), payload_bytes);
-    }
-
-    /// The token of an answer's subject, when the subject is one of this connection's inbox.
-    pub fn token_of(&self, subject: &[u8]) -> Option<u32> {
-        let digits = subject.strip_prefix(&*self.inbox)?;
-        std::str::from_utf8(digits).ok()?.parse().ok()
     }
 }
 
@@ -256,25 +253,4 @@ fn push_decimal(out: &mut Vec<u8>, mut number: u32) {
         }
     }
     out.extend_from_slice(digits.get(start..).unwrap_or_default());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_is_known_by_its_subject() {
-        let mut lines = NatsLines::new();
-        lines.restart("abc", 1_000);
-        for token in [0, 7, 10, 65_535, u32::MAX] {
-            lines.out.clear();
-            lines.request_head(b"to", token, 0);
-            let line = String::from_utf8(lines.out.clone()).unwrap();
-            assert_eq!(line, format!("PUB to _INBOX.abc.{token} 0\r\n"));
-            assert_eq!(lines.token_of(format!("_INBOX.abc.{token}").as_bytes()), Some(token));
-        }
-        assert_eq!(lines.token_of(b"_INBOX.old.7"), None);
-        assert_eq!(lines.token_of(b"_INBOX.abc."), None);
-        assert_eq!(lines.token_of(b"_INBOX.abc.99999999999"), None);
-    }
 }

@@ -53,6 +53,7 @@ impl World {
             reactors: 1,
             waiting_max: 1_000,
             waiting_age_max_us: waiting_age_max_ms * 1_000,
+            has_batches: false,
         };
         let routing = Arc::new(Routing::new(Policy::LeastInFlight));
         let mut targets = Targets::new(limits, routing, None);

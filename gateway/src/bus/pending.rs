@@ -64,6 +64,8 @@ struct Slot {
     state: State,
     /// The encoded request, kept where another server could take it if this one turns out not to listen.
     request: Vec<u8>,
+    /// The batch that the request travelled in, and its place there; 0 for none.
+    batch: (u64, usize),
 }
 
 /// All requests under way on one bus.
@@ -72,6 +74,8 @@ pub struct PendingTable {
     slots: Vec<Slot>,
     free: FreeSlots,
     busy: usize,
+    /// Batches so far. Never begins anew, so a number means one batch only.
+    batches: u64,
 }
 
 /// Slots that wait for a request.
@@ -110,8 +114,40 @@ impl PendingTable {
         debug_assert!(matches!(slot.state, State::Free), "a slot in use stood on the free list");
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
         slot.state = State::Busy(pending);
+        slot.batch = (0, 0);
         self.busy += 1;
         Some(index << GENERATION_BITS | slot.generation)
+    }
+
+    /// The number of a new batch.
+    pub fn next_batch(&mut self) -> u64 {
+        self.batches += 1;
+        self.batches
+    }
+
+    /// Notes that the request of `token` travels in a batch, behind `place` others.
+    pub fn join(&mut self, token: u32, batch: u64, place: usize) {
+        if let Some(slot) = self.busy_slot(token) {
+            slot.batch = (batch, place);
+        }
+    }
+
+    /// The requests under way that travelled in the same batch as `token`, in its order; none when `token` itself has
+    /// been answered, since its batch has then reached somebody. Walks over all slots and allocates: for batches that met
+    /// nobody.
+    pub fn batch_of(&self, token: u32) -> Vec<u32> {
+        let leader = self.slots.get((token >> GENERATION_BITS) as usize);
+        let leader = leader.filter(|slot| slot.generation == token & GENERATION_MASK);
+        // One that has timed out still tells which batch it was.
+        let leader = leader.filter(|slot| !matches!(slot.state, State::Free));
+        let Some((batch @ 1.., _)) = leader.map(|slot| slot.batch) else { return Vec::new() };
+        let mut tokens: Vec<(usize, u32)> = (0..)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.batch.0 == batch && matches!(slot.state, State::Busy(_)))
+            .map(|(index, slot)| (slot.batch.1, index << GENERATION_BITS | slot.generation))
+            .collect();
+        tokens.sort_unstable();
+        tokens.into_iter().map(|(_, token)| token).collect()
     }
 
     /// Where the encoded request of `token` is kept for a second try; empty at first.
@@ -352,6 +388,36 @@ mod tests {
         assert_eq!(failed, PENDING_MAX);
         assert!(table.is_empty());
         table.check_invariants();
+    }
+
+    #[test]
+    fn a_batch_is_found_by_its_first_request_until_that_is_answered() {
+        let mut table = PendingTable::default();
+        let first = table.next_batch();
+        let tokens: Vec<u32> = (0..4).map(|_| table.insert(request(10)).unwrap()).collect();
+        // The third one travels alone, and the order in the batch is not that of the slots.
+        for (token, place) in [(tokens[0], 0), (tokens[3], 1), (tokens[1], 3)] {
+            table.join(token, first, place);
+        }
+        assert_eq!(table.batch_of(tokens[0]), [tokens[0], tokens[3], tokens[1]]);
+        assert_eq!(table.batch_of(tokens[2]), [0; 0]);
+        table.answer(tokens[3]);
+        assert_eq!(table.batch_of(tokens[0]), [tokens[0], tokens[1]]);
+        table.answer(tokens[0]);
+        assert_eq!(table.batch_of(tokens[0]), [0; 0], "the batch has reached somebody");
+        assert_eq!(table.batch_of(u32::MAX), [0; 0]);
+        assert_ne!(table.next_batch(), first);
+    }
+
+    #[test]
+    fn a_batch_is_found_by_a_request_that_has_timed_out() {
+        let mut table = PendingTable::default();
+        let batch = table.next_batch();
+        let [early, late] = [10, 99].map(|deadline| table.insert(request(deadline)).unwrap());
+        table.join(early, batch, 0);
+        table.join(late, batch, 1);
+        table.expire(10, 5, drop);
+        assert_eq!(table.batch_of(early), [late]);
     }
 
     #[test]

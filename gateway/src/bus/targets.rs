@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use shared::router::{self, Candidate, Policy};
 use shared::routing::{Routing, Rule};
-use shared::server::{Server, ServerTable};
+use shared::server::{PROTOCOL_BATCHES, Server, ServerTable};
 use slab::Slab;
 
 use super::homes::{Home, Homes};
@@ -35,6 +35,7 @@ pub struct Target {
     window: u32,
     suspect_until_ms: u64,
     is_gone: bool,
+    takes_batches: bool,
     /// Requests that belong to this server.
     queue: Queue,
 }
@@ -79,7 +80,7 @@ pub struct Seeker<'a> {
     pub chosen: Option<&'a str>,
 }
 
-/// What bounds windows and queues.
+/// What bounds windows and queues, and how requests travel.
 #[derive(Clone, Copy, Debug)]
 pub struct TargetLimits {
     /// Requests in flight to a server that announces nothing, for the whole process.
@@ -90,6 +91,8 @@ pub struct TargetLimits {
     pub waiting_max: usize,
     /// Expected wait from which on no more may wait, µs: an answer that comes when nobody wants it any more is work lost.
     pub waiting_age_max_us: u64,
+    /// Whether several requests may travel in one message to servers that announce that they take it.
+    pub has_batches: bool,
 }
 
 impl TargetLimits {
@@ -190,6 +193,7 @@ impl Targets {
             window: self.limits.window_of(server),
             suspect_until_ms: 0,
             is_gone: false,
+            takes_batches: self.limits.has_batches && server.speaks(PROTOCOL_BATCHES),
             queue: Queue::default(),
         }) as u32;
         self.by_id.insert(server.id.as_str().into(), key);
@@ -313,6 +317,7 @@ impl Targets {
         self.limits = limits;
         for (_, target) in &mut self.slots {
             target.window = limits.window_of(&target.server);
+            target.takes_batches = limits.has_batches && target.server.speaks(PROTOCOL_BATCHES);
         }
     }
 
@@ -408,6 +413,11 @@ impl Target {
     /// What a session has to remember of having been served here.
     pub fn home(&self) -> Option<Home> {
         self.sticky_type.map(|server_type| Home { server_type, server: self.identity })
+    }
+
+    /// Whether several requests may travel to it in one message.
+    pub fn takes_batches(&self) -> bool {
+        self.takes_batches
     }
 
     fn has_room(&self) -> bool {
@@ -536,6 +546,7 @@ mod tests {
             reactors: 1,
             waiting_max: 10,
             waiting_age_max_us: 1_000_000,
+            has_batches: true,
         };
         let mut targets = Targets::new(limits, Arc::new(Routing::new(policy)), None);
         targets.update(&ServerTable::new(servers.iter().cloned(), 1));
@@ -705,6 +716,7 @@ mod tests {
             reactors: 1,
             waiting_max: 10,
             waiting_age_max_us: 1_000_000,
+            has_batches: true,
         };
         let local = server(LOCAL_TYPE, 1);
         let routing = Arc::new(Routing::new(Policy::LeastInFlight));

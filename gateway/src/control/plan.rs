@@ -330,6 +330,7 @@ pub(super) fn rules(
             reactors: kind.reactors as u32,
             waiting_max: config.size("pitaya.gateway.queue.maxrequests"),
             waiting_age_max_us: milliseconds(config, "pitaya.gateway.queue.maxage") * 1_000,
+            has_batches: config.bool("pitaya.nats.batches"),
         },
         connections_max: config.size("pitaya.gateway.maxconns"),
         limits: LimitRules::new(config, mistakes),

@@ -176,6 +176,8 @@ pub struct DriverStats {
     pub enters: u64,
     /// Completions taken from the ring, or readiness events taken from the selector.
     pub completions: u64,
+    /// Calls that receive; none with a ring, which receives by itself.
+    pub receives: u64,
     /// Sends handed to the kernel; with epoll those that must wait for room count twice.
     pub sends: u64,
     /// Bytes delivered in `Received`.

@@ -312,15 +312,19 @@ impl Reactor {
 
     pub(super) fn flush_buses(&mut self) {
         for number in 0..self.buses.capacity() {
-            if self.is_bus_leaving(number) {
-                continue;
-            }
+            let is_leaving = self.is_bus_leaving(number);
             let Some(bus) = self.buses.get_mut(number) else { continue };
+            bus.state.close_batches();
             let Bus { link: Some(link), state } = bus else { continue };
             let Carrier::Nats(lines) = &mut state.carrier else { continue };
-            self.core
-                .meter
-                .add(CoreCounter::NatsSentMessages, std::mem::take(&mut lines.published));
+            if is_leaving {
+                continue;
+            }
+            let meter = &self.core.meter;
+            meter.add(CoreCounter::NatsSentMessages, std::mem::take(&mut lines.published));
+            let (batches, requests) = lines.batches.take_written();
+            meter.add(CoreCounter::NatsBatches, batches);
+            meter.add(CoreCounter::NatsBatchedRequests, requests);
             let outcome = link.flush(lines, &mut self.driver, &mut self.core.pool);
             state.assign_barrier();
             if let Err(error) = outcome {

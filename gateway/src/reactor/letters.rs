@@ -31,7 +31,7 @@ impl Reactor {
         match mail {
             Mail::Servers(table) => {
                 for bus in self.bus_numbers() {
-                    self.with_bus(bus, |_, turn| turn.bus.targets.update(&table));
+                    self.with_bus(bus, |_, turn| turn.bus.update_servers(&table));
                 }
                 self.servers = Some(table);
             }

@@ -53,7 +53,7 @@ impl Reactor {
         self.move_wanted = Some(MoveWanted { to });
         self.home = self.open_bus(false);
         if let (Some(table), home) = (self.servers.clone(), self.home) {
-            self.with_bus(home, |_, turn| turn.bus.targets.update(&table));
+            self.with_bus(home, |_, turn| turn.bus.update_servers(&table));
         }
         self.poll_move();
     }
@@ -218,7 +218,8 @@ impl Reactor {
         }
         let mut buses = Vec::with_capacity(moving.buses.len());
         for (number, socket) in moving.buses {
-            let Some(bus) = self.buses.try_remove(number) else { continue };
+            let Some(mut bus) = self.buses.try_remove(number) else { continue };
+            bus.state.close_batches();
             if let Some(holder) = holders.as_mut().and_then(|holders| holders.get_mut(bus.state.id))
             {
                 *holder = moving.to;
@@ -236,7 +237,7 @@ impl Reactor {
         for BusParcel { number, mut bus, socket } in buses {
             // While it was on its way it has missed letters about servers.
             if let Some(table) = &self.servers {
-                bus.state.targets.update(table);
+                bus.state.update_servers(table);
             }
             let now = self.buses.insert(bus);
             numbers.insert(number, now);

@@ -10,7 +10,7 @@ use shared::session::SessionId;
 use super::{Opened, Reactor, Report, Setup, Stage};
 use crate::connection::Binding;
 use crate::directory::Place;
-use crate::driver::{Chosen, Driver, Kind, Token};
+use crate::driver::{Chosen, Driver, DriverStats, Kind, Token};
 use crate::mailbox::Mailbox;
 
 /// What a reactor holds at the moment.
@@ -54,6 +54,11 @@ impl Reactor {
             self.turn();
         }
         self.stage != Stage::Stopped
+    }
+
+    /// What its driver has counted.
+    pub fn driver_stats(&self) -> DriverStats {
+        self.driver.stats()
     }
 
     /// Counts what there is.

@@ -40,6 +40,16 @@ pub(crate) struct Call {
 
 impl Backend {
     pub(crate) fn start(world: &World, id: &str, client: Client) -> Self {
+        Self::start_as(world, id, client, |world| world.announce("room", id))
+    }
+
+    /// The same with another entry in etcd.
+    pub(crate) fn start_as(
+        world: &World,
+        id: &str,
+        client: Client,
+        announce: impl FnOnce(&World) -> Discovery,
+    ) -> Self {
         let caller = Caller { client, runtime: world.handle() };
         let subject = format!("pitaya/servers/room/{id}");
         let mut messages = world.soon(caller.client.subscribe(subject)).unwrap();
@@ -54,7 +64,7 @@ impl Backend {
                 }
             }
         });
-        Self { caller, calls, discovery: world.announce("room", id) }
+        Self { caller, calls, discovery: announce(world) }
     }
 
     /// The id that the cluster knows the client's session by.

@@ -19,6 +19,7 @@ mod administrator;
 
 mod backend;
 mod bans;
+mod batches;
 mod bindings;
 mod discovery;
 mod draining;

@@ -12,7 +12,7 @@ use gateway::gateway::{Commands, Gateway};
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
 use shared::cluster::etcd::StoreOptions;
 use shared::config::{Binary, Config};
-use shared::server::Server;
+use shared::server::{METADATA_PROTOCOL, PROTOCOL_BATCHES, Server};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -110,13 +110,29 @@ impl World {
 
     /// The same, connected to another NATS server.
     pub(crate) fn backend_at(&self, id: &str, nats: &str) -> Backend {
-        Backend::start(self, id, self.soon(async_nats::connect(nats)).unwrap())
+        let client = self.soon(async_nats::connect(nats)).unwrap();
+        Backend::start(self, id, client)
+    }
+
+    /// A backend made by hand that takes batches.
+    pub(crate) fn batching_backend(&self, id: &str) -> Backend {
+        let client = self.soon(async_nats::connect(self.nats.url())).unwrap();
+        Backend::start_as(self, id, client, |world| world.announce_batching(id))
     }
 
     /// An entry in etcd, behind which there need not be anybody. It stays as after a crash when it is dropped, and goes
     /// by [`World::withdraw`].
     pub(crate) fn announce(&self, server_type: &str, id: &str) -> Discovery {
         let discovery = self.discover(server_type, id);
+        self.soon(discovery.register());
+        discovery
+    }
+
+    /// An entry of a server that takes batches, behind which there need not be anybody.
+    pub(crate) fn announce_batching(&self, id: &str) -> Discovery {
+        let batches = (METADATA_PROTOCOL.to_owned(), PROTOCOL_BATCHES.to_owned());
+        let own = Server { metadata: [batches].into(), ..record("room", id) };
+        let discovery = self.discover_as(&own);
         self.soon(discovery.register());
         discovery
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::Message;
+use proto::wire::{BATCH_HEADER, put_batch_entry_head};
 
 use crate::nats::Published;
 
@@ -59,10 +60,30 @@ const NOBODY: &str = "nobody";
 pub(crate) const LATE: u64 = 0;
 
 impl Backends {
-    /// What is due by now.
+    /// What is due by now. Now and then answers that follow one another are one message.
     pub(crate) fn due(&mut self, now_ms: u64) -> Vec<Published> {
         let later = self.outgoing.split_off(&(now_ms + 1, 0));
-        std::mem::replace(&mut self.outgoing, later).into_values().collect()
+        let due = std::mem::replace(&mut self.outgoing, later).into_values();
+        let is_joining = self.numbers.is_multiple_of(2);
+        let mut all: Vec<Published> = Vec::new();
+        let mut is_open = false;
+        for message in due {
+            let answer = is_joining.then(|| token_of(&message.subject)).flatten();
+            let Some((inbox, token)) = answer else {
+                all.push(message);
+                is_open = false;
+                continue;
+            };
+            let subject = format!("{inbox}.b");
+            let is_same = all.last().is_some_and(|last| last.subject == subject);
+            if !std::mem::replace(&mut is_open, true) || !is_same {
+                all.push(Published { subject, reply: None, payload: BATCH_HEADER.to_vec() });
+            }
+            let payload = &mut all.last_mut().unwrap().payload;
+            put_batch_entry_head(token, message.payload.len(), payload);
+            payload.extend_from_slice(&message.payload);
+        }
+        all
     }
 
     fn send_at(&mut self, at_ms: u64, subject: &str, reply: Option<&str>, payload: Vec<u8>) {
@@ -96,6 +117,10 @@ impl Backends {
             6..10 => {
                 self.send_at(at_ms, reply, None, echo.clone());
                 self.send_at(at_ms + random.u64(..50), reply, None, answer(b"a second answer"));
+                if let Some((inbox, _)) = token_of(reply) {
+                    let garbage = b"\x00\x01\x00\x00\x00\x07\xff".to_vec();
+                    self.send_at(at_ms, &format!("{inbox}.b"), None, garbage);
+                }
             }
             // So late that the gateway has given it up, or its token serves somebody else.
             10..12 => self.send_at(now_ms + 5_500, reply, None, echo),
@@ -228,6 +253,12 @@ pub(crate) fn late_push(subject: &str) -> Option<Published> {
     let uid = subject.strip_prefix("pitaya/connector/user/")?.strip_suffix("/push")?;
     let payload = push(uid, &push_data(uid, LATE));
     Some(Published { subject: subject.to_owned(), reply: None, payload })
+}
+
+/// Inbox and token of the answer to a request.
+fn token_of(subject: &str) -> Option<(&str, u32)> {
+    let (inbox, token) = subject.rsplit_once('.')?;
+    Some((inbox.strip_prefix("_INBOX.").map(|_| inbox)?, token.parse().ok()?))
 }
 
 fn answer(data: &[u8]) -> Vec<u8> {

@@ -1,6 +1,5 @@
 //! One simulated world: a gateway of two reactors, its clock, its NATS and everybody around it; and what must hold.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -21,9 +20,10 @@ use gateway::meter::Meters;
 use gateway::reactor::{Opened, Reactor, Report, Setup};
 use gateway::wire::Protocol;
 use proto::Message;
+use proto::wire::{BatchView, NO_TOKEN, is_batch};
 use shared::config::{Binary, Config};
 use shared::nats::ConnectOptions;
-use shared::server::{Server, ServerTable};
+use shared::server::{METADATA_PROTOCOL, PROTOCOL_BATCHES, Server, ServerTable};
 use tokio::sync::mpsc;
 
 use crate::backend::{Backends, GATE, mark_of};
@@ -32,6 +32,7 @@ use crate::player::{Player, Stage};
 
 const REACTORS: usize = 2;
 const PLAYERS_MAX: usize = 40;
+/// The last one is as Go's are; the others take batches.
 const SERVERS: [&str; 3] = ["room-1", "room-2", "room-3"];
 /// Steps after a leap of the clock in which there is no other: a network that stands still for long is another game.
 const STEPS_BETWEEN_LEAPS: usize = 150;
@@ -52,6 +53,7 @@ pub(crate) struct Totals {
     cuts: u64,
     moves: u64,
     leaps: u64,
+    batches: u64,
     digest: u64,
 }
 
@@ -68,12 +70,13 @@ impl Totals {
         self.cuts += other.cuts;
         self.moves += other.moves;
         self.leaps += other.leaps;
+        self.batches += other.batches;
         self.digest(&[other.digest]);
     }
 
     /// Whether everything that is to be tested has happened, and often.
     pub(crate) fn is_eventful(&self) -> bool {
-        let rare = [self.kicks, self.binds, self.cuts, self.moves, self.leaps];
+        let rare = [self.kicks, self.binds, self.cuts, self.moves, self.leaps, self.batches];
         self.answers > 1_000
             && self.errors > 100
             && self.pushes > 100
@@ -87,6 +90,10 @@ impl Totals {
             self.digest = (self.digest ^ number).wrapping_mul(0x0100_0000_01b3);
         }
     }
+}
+
+fn takes_batches(server: &str) -> bool {
+    server != SERVERS[SERVERS.len() - 1]
 }
 
 pub(crate) struct World {
@@ -206,10 +213,11 @@ impl World {
         self.revision += 1;
         let listed = SERVERS.iter().zip(&self.listed).filter(|(_, is_listed)| **is_listed);
         let servers = listed.map(|(id, _)| {
+            let batches = (METADATA_PROTOCOL.to_owned(), PROTOCOL_BATCHES.to_owned());
             Arc::new(Server {
                 id: (*id).to_owned(),
                 server_type: "room".to_owned(),
-                metadata: BTreeMap::new(),
+                metadata: takes_batches(id).then_some(batches).into_iter().collect(),
                 frontend: false,
                 hostname: String::new(),
             })
@@ -371,7 +379,7 @@ impl World {
         let now_ms = self.now_ms();
         for message in self.nats.step(&mut self.random) {
             if let Some(server) = message.subject.strip_prefix("pitaya/servers/room/") {
-                self.carry_request(server, &message, now_ms);
+                self.carry_requests(server, &message, now_ms);
             } else if message.subject.starts_with("_SIM.") {
                 self.backends.handle_answer(&message);
             } else {
@@ -385,7 +393,44 @@ impl World {
         }
     }
 
-    fn carry_request(&mut self, server: &str, message: &Published, now_ms: u64) {
+    /// Takes a batch apart. When it met nobody there is one word about it, not one for each request.
+    fn carry_requests(&mut self, server: &str, message: &Published, now_ms: u64) {
+        if !is_batch(&message.payload) {
+            if !self.carry_request(server, message, now_ms) {
+                self.refuse(message);
+            }
+            return;
+        }
+        assert!(takes_batches(server), "{server} has not asked for batches");
+        let batch = BatchView::decode(&message.payload).expect("a whole batch");
+        assert!(batch.len() > 1, "one request travels alone");
+        self.totals.batches += 1;
+        let reply = message.reply.as_deref().expect("a batch has a reply subject");
+        let inbox = reply.rsplit_once('.').unwrap().0;
+        let mut is_refused = false;
+        for (token, request) in batch.entries() {
+            let reply = if token == NO_TOKEN {
+                "_DISCARD.x".to_owned()
+            } else {
+                format!("{inbox}.{token}")
+            };
+            let (subject, payload) = (message.subject.clone(), request.to_vec());
+            let message = Published { subject, reply: Some(reply), payload };
+            is_refused |= !self.carry_request(server, &message, now_ms);
+        }
+        if is_refused {
+            self.refuse(message);
+        }
+    }
+
+    fn refuse(&self, message: &Published) {
+        if let Some(reply) = message.reply.as_deref().filter(|reply| reply.starts_with("_INBOX.")) {
+            self.nats.no_responders(reply);
+        }
+    }
+
+    /// False when nobody was there.
+    fn carry_request(&mut self, server: &str, message: &Published, now_ms: u64) -> bool {
         let request = proto::Request::decode(&message.payload[..]).expect("a request");
         let (session, data) = (request.session.unwrap().id, request.msg.unwrap().data);
         let mark = mark_of(&data);
@@ -395,14 +440,13 @@ impl World {
         }
         let number = SERVERS.iter().position(|id| *id == server).expect("a server of ours");
         if self.alive[number] {
-            return self.backends.handle_request(server, message, now_ms, &mut self.random);
+            self.backends.handle_request(server, message, now_ms, &mut self.random);
+            return true;
         }
         if let Some((_, number)) = mark {
             self.backends.undelivered.insert((session, number));
         }
-        if let Some(reply) = message.reply.as_deref().filter(|reply| reply.starts_with("_INBOX.")) {
-            self.nats.no_responders(reply);
-        }
+        false
     }
 
     /// Everything is well again, and stays so.

@@ -6,11 +6,16 @@
 //! parts of a message add up.
 #![deny(clippy::indexing_slicing)]
 
+mod batch;
 mod encode;
 mod push_many;
 mod reader;
 mod views;
 
+pub use batch::{
+    BATCH_ENTRIES_MAX, BATCH_ENTRY_BYTES, BATCH_HEADER, BatchEntries, BatchError, BatchView,
+    NO_TOKEN, is_batch, put_batch_entry_head,
+};
 pub use encode::{
     RESPONSE_ACK, RESPONSE_NESTED_ACK, SysRequest, encode_error_response, encode_response,
     encode_session,

@@ -223,6 +223,8 @@ pub static KEYS: &[Key] = &[
     row(Both, "pitaya.nats.tls.ca", Path, "", "Certificates to trust, as PEM; empty means those of the system."),
     row(Both, "pitaya.nats.tls.cert", Path, "", "Own certificate, as PEM."),
     row(Both, "pitaya.nats.tls.key", Path, "", "Own private key, as PEM."),
+    row(Both, "pitaya.nats.batches", Bool, "true",
+        "Requests of one moment to one server of ours travel in one NATS message; a worker announces that it takes them."),
 
     // Ours: the gateway.
     row(Gateway, "pitaya.gateway.tcp", Addresses, ":3250", "Listening addresses for TCP clients."),

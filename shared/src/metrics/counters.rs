@@ -60,6 +60,12 @@ label_set! {
         NatsReceivedMessages => "pitaya_nats_received_messages_total",
         /// Messages to NATS.
         NatsSentMessages => "pitaya_nats_sent_messages_total",
+        /// Messages to NATS that carry several requests.
+        NatsBatches => "pitaya_nats_batches_total",
+        /// Requests and notifies in them.
+        NatsBatchedRequests => "pitaya_nats_batched_requests_total",
+        /// Batches of answers that cannot be read.
+        NatsBatchErrors => "pitaya_nats_batch_errors_total",
         /// Bytes from NATS.
         NatsReceivedBytes => "pitaya_nats_received_bytes_total",
         /// Bytes to NATS.

@@ -12,9 +12,10 @@ use async_nats::{Client, Event, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, OptionFuture};
 use futures_util::{FutureExt, StreamExt};
+use proto::wire::is_batch;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::NatsLink;
+use super::{NatsLink, batch};
 use crate::request::Reply;
 use crate::service::Service;
 
@@ -24,7 +25,7 @@ const AHEAD: u64 = 4096;
 /// How many empty messages are sent at most. Another connection of the same queue group gets some of them.
 const FILLERS_MAX: u64 = 4 * AHEAD;
 
-/// Messages that are taken in a row at most. Looking at everything else that a feed waits for costs about as much as
+/// Requests that are taken in a row at most, or a batch more. Looking at everything else that a feed waits for costs about as much as
 /// taking a message, and need not be done for each.
 const ROW_MAX: u64 = 64;
 
@@ -93,16 +94,16 @@ pub async fn feed(inlet: Inlet, service: Service, link: NatsLink, ending: Ending
     while hand_over_row(&mut subscriber, &service, &link) > 0 {}
 }
 
-/// Hands over what has arrived already, without waiting; returns how many.
+/// Hands over what has arrived already, without waiting; returns how many messages it were.
 fn hand_over_row(subscriber: &mut Subscriber, service: &Service, link: &NatsLink) -> u64 {
-    let mut count = 0;
-    while count < ROW_MAX
+    let (mut messages, mut requests) = (0, 0);
+    while requests < ROW_MAX
         && let Some(Some(message)) = subscriber.next().now_or_never()
     {
-        hand_over(message, service, link);
-        count += 1;
+        requests += hand_over(message, service, link);
+        messages += 1;
     }
-    count
+    messages
 }
 
 /// Whether the connection was lost and made again at some time.
@@ -118,17 +119,22 @@ async fn fill(client: &Client, subject: &str) {
     }
 }
 
-fn hand_over(message: Message, service: &Service, link: &NatsLink) {
+/// Returns how many requests the message held.
+fn hand_over(message: Message, service: &Service, link: &NatsLink) -> u64 {
+    if is_batch(&message.payload) {
+        return batch::hand_over(message, service, link);
+    }
     let reply = match message.reply {
         Some(subject) => {
             let link = link.clone();
             Reply::new(move |answer| link.answer(subject, answer))
         }
         // One of the messages above. A request is never empty.
-        None if message.payload.is_empty() => return,
+        None if message.payload.is_empty() => return 1,
         None => Reply::discard(),
     };
     service.handle(message.payload, reply);
+    1
 }
 
 /// Resolves when the feed should end, or whoever could tell it has.

@@ -4,6 +4,9 @@
 //! given in the middle of a session's task) and must not overtake a push, so whatever the channel does not take at
 //! once goes into a queue here, which one task, the pump, empties. As long as the queue is not empty everything goes
 //! through it; otherwise nothing does, and no task is woken.
+//!
+//! Answers to requests that came in batches are held for a moment, to leave together (see `batch`). They leave before
+//! whatever else is sent, so the order stays that of the calls.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +21,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 
+use super::batch::{Inbox, Joined, behind_what_is_ready};
 use crate::link::{Link, LinkError};
 
 /// What may wait here while NATS is away or slower than we are. Beyond it publishes are refused.
@@ -39,6 +43,8 @@ struct Inner {
     filled: Notify,
     /// The outbox has room again.
     emptied: Notify,
+    /// Answers are held, to leave together.
+    joined: Notify,
 }
 
 struct Outbox {
@@ -51,6 +57,8 @@ struct Outbox {
     /// Nothing goes out until the client was replaced.
     is_held: bool,
     refused: u64,
+    /// Answers that leave before the next message, or when what is ready has run.
+    joined: Joined,
 }
 
 impl NatsLink {
@@ -63,10 +71,14 @@ impl NatsLink {
             is_pumping: false,
             is_held: false,
             refused: 0,
+            joined: Joined::default(),
         });
-        let inner = Inner { outbox, filled: Notify::new(), emptied: Notify::new() };
-        let link = Self(Arc::new(inner));
-        (link.clone(), pump(link.0))
+        let (filled, emptied, joined) = (Notify::new(), Notify::new(), Notify::new());
+        let link = Self(Arc::new(Inner { outbox, filled, emptied, joined }));
+        let tasks = (pump(Arc::clone(&link.0)), release_joined(Arc::clone(&link.0)));
+        (link, async {
+            let ((), ()) = tokio::join!(tasks.0, tasks.1);
+        })
     }
 
     /// The largest message that the server takes.
@@ -107,6 +119,25 @@ impl NatsLink {
         let _ = self.send(subject, answer);
     }
 
+    /// Answers a request that came in a batch, together with others that are answered now.
+    pub(super) fn answer_joined(&self, inbox: &Inbox, token: u32, answer: Bytes) {
+        let mut outbox = self.0.outbox();
+        let payload_bytes_max = outbox.client.max_payload();
+        if !Joined::suits(&answer, payload_bytes_max) {
+            drop(outbox);
+            return self.answer(inbox.alone(token), answer);
+        }
+        if !outbox.joined.has_room(inbox, answer.len(), payload_bytes_max) {
+            self.0.release_joined(&mut outbox);
+        }
+        let is_first = outbox.joined.is_empty();
+        outbox.joined.push(inbox, token, &answer);
+        drop(outbox);
+        if is_first {
+            self.0.joined.notify_one();
+        }
+    }
+
     /// How many messages were refused because the outbox was full.
     pub fn refused(&self) -> u64 {
         self.0.outbox().refused
@@ -114,6 +145,7 @@ impl NatsLink {
 
     /// Waits until everything that was published is with the NATS server, at most `limit`.
     pub async fn flush(&self, limit: Duration) {
+        self.0.release_joined(&mut self.0.outbox());
         let flush = async {
             loop {
                 let emptied = self.0.emptied.notified();
@@ -131,30 +163,8 @@ impl NatsLink {
 
     fn send(&self, subject: Subject, payload: Bytes) -> Result<(), LinkError> {
         let mut outbox = self.0.outbox();
-        if outbox.is_free() {
-            // One poll, outside tokio's budget, which would make the channel look full when it is not.
-            let publish = outbox.client.publish(subject.clone(), payload.clone());
-            if let Some(outcome) = unconstrained(publish).now_or_never() {
-                return outcome.map_err(|error| match error.kind() {
-                    PublishErrorKind::MaxPayloadExceeded => LinkError::TooLarge,
-                    PublishErrorKind::InvalidSubject => LinkError::InvalidSubject,
-                    PublishErrorKind::Send => LinkError::Closed,
-                });
-            }
-        }
-        if payload.len() > outbox.client.max_payload() {
-            return Err(LinkError::TooLarge);
-        }
-        let bytes = payload.len() + MESSAGE_BYTES;
-        if outbox.bytes + bytes > OUTBOX_BYTES_MAX {
-            outbox.refused += 1;
-            return Err(LinkError::Full);
-        }
-        outbox.bytes += bytes;
-        outbox.waiting.push_back((subject, payload));
-        drop(outbox);
-        self.0.filled.notify_one();
-        Ok(())
+        self.0.release_joined(&mut outbox);
+        self.0.send(&mut outbox, subject, payload)
     }
 }
 
@@ -183,6 +193,42 @@ impl Drop for Held<'_> {
 }
 
 impl Inner {
+    fn send(&self, outbox: &mut Outbox, subject: Subject, payload: Bytes) -> Result<(), LinkError> {
+        if outbox.is_free() {
+            // One poll, outside tokio's budget, which would make the channel look full when it is not.
+            let publish = outbox.client.publish(subject.clone(), payload.clone());
+            if let Some(outcome) = unconstrained(publish).now_or_never() {
+                return outcome.map_err(|error| match error.kind() {
+                    PublishErrorKind::MaxPayloadExceeded => LinkError::TooLarge,
+                    PublishErrorKind::InvalidSubject => LinkError::InvalidSubject,
+                    PublishErrorKind::Send => LinkError::Closed,
+                });
+            }
+        }
+        if payload.len() > outbox.client.max_payload() {
+            return Err(LinkError::TooLarge);
+        }
+        let bytes = payload.len() + MESSAGE_BYTES;
+        if outbox.bytes + bytes > OUTBOX_BYTES_MAX {
+            outbox.refused += 1;
+            return Err(LinkError::Full);
+        }
+        outbox.bytes += bytes;
+        outbox.waiting.push_back((subject, payload));
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    /// Sends the answers that are held. What finds the outbox full is lost, as a single answer is.
+    fn release_joined(&self, outbox: &mut Outbox) {
+        if outbox.joined.is_empty() {
+            return;
+        }
+        for (subject, payload) in outbox.joined.take() {
+            let _ = self.send(outbox, subject, payload);
+        }
+    }
+
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,6 +275,15 @@ async fn pump(inner: Arc<Inner>) {
     }
 }
 
+/// Sends held answers as soon as what was ready with them has run, for ever.
+async fn release_joined(inner: Arc<Inner>) {
+    loop {
+        inner.joined.notified().await;
+        behind_what_is_ready().await;
+        inner.release_joined(&mut inner.outbox());
+    }
+}
+
 impl Link for NatsLink {
     fn request(
         &self,
@@ -236,7 +291,11 @@ impl Link for NatsLink {
         payload: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
-        let (client, subject) = (self.client(), Subject::from(subject));
+        let mut outbox = self.0.outbox();
+        // Answers that were given before the call arrive before it.
+        self.0.release_joined(&mut outbox);
+        let (client, subject) = (outbox.client.clone(), Subject::from(subject));
+        drop(outbox);
         Box::pin(async move {
             // async-nats would keep it and send it after the reconnect, when its caller has long given up.
             if client.connection_state() != State::Connected {

@@ -4,6 +4,7 @@
 //! arrives before the handler's answer. The protocol is spoken by async-nats; what is added here is an outbox with a
 //! bound and without waiting ([`NatsLink`]), and the options that its defaults lack.
 
+mod batch;
 mod feed;
 mod link;
 mod outlet;

@@ -159,6 +159,7 @@ impl Epoll {
         // The flag rather than `O_NONBLOCK`: that one is shared with every process that has the same
         // open file, and a ring over there needs it off.
         let flags = RecvFlags::DONTWAIT;
+        self.stats.receives += 1;
         match retry_on_intr(|| rustix::net::recv(&socket.fd, &mut *memory, flags)) {
             Err(Errno::AGAIN) => {
                 socket.is_readable = false;
