@@ -140,7 +140,7 @@ impl Builder {
         plan.log = log;
         process::raise_descriptor_limit();
         let commands = Commands::new();
-        process::watch(commands.sender())?;
+        process::watch(commands.sender(), plan.is_draining())?;
         let gateway = Gateway::start(plan, commands)?;
         serving(&gateway);
         gateway.wait();

@@ -22,7 +22,7 @@ use crate::calls;
 use crate::connections::Connections;
 use crate::driver::Token;
 use crate::fan_out;
-use crate::forward::{self, NO_RESPONDERS, Outgoing, Refusal};
+use crate::forward::{self, Outgoing, Refusal};
 use crate::retry;
 use crate::rules::Rules;
 use crate::turn::Turn;
@@ -133,7 +133,7 @@ fn retry_or_fail(
     let client = connection.map(|connection| &mut connection.client);
     let bus = (&mut *turn.bus, turn.core.now_ms);
     if let Err(pending) = retry::retry(pending, server_type, request, client, bus) {
-        let error = Error::new(code::UNKNOWN, NO_RESPONDERS);
+        let error = Error::new(code::UNKNOWN, turn.rules.undelivered);
         fail(&pending, FailReason::NoResponders, &error, connections, turn);
     }
 }

@@ -34,6 +34,8 @@ use crate::turn::{Core, Turn};
 
 /// Text of Go's client library when a subject has no subscriber (cluster protocol 7.1).
 pub const NO_RESPONDERS: &str = "nats: no responders available for request";
+/// The same over gRPC, as our workers say it.
+pub const UNREACHABLE: &str = "grpc: the server cannot be reached";
 /// Text of Go's client library when the connection is gone.
 pub const NOT_CONNECTED: &str = "nats: connection closed";
 const PAYLOAD_TOO_LARGE: &str = "nats: maximum payload exceeded";

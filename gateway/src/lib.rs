@@ -22,6 +22,7 @@ pub mod fan_out;
 pub mod forward;
 pub mod freeze;
 pub mod gateway;
+pub mod grpc;
 pub mod limits;
 pub mod listener;
 pub mod logging;

@@ -157,7 +157,8 @@ fn serve(flags: &Flags, plan: Plan) -> Result<ExitCode, Vec<String>> {
         "starting"
     );
     let commands = Commands::new();
-    process::watch(commands.sender()).map_err(|error| vec![error.to_string()])?;
+    process::watch(commands.sender(), plan.is_draining())
+        .map_err(|error| vec![error.to_string()])?;
     let gateway = match Gateway::start(plan, commands) {
         Ok(gateway) => gateway,
         Err(StartError::Control(ControlError::Stopped)) => return Ok(ExitCode::SUCCESS),

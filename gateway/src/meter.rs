@@ -66,6 +66,11 @@ impl Meters {
         self.exporter.render()
     }
 
+    /// Where the hosted application adds what it measures itself.
+    pub(crate) fn exporter(&self) -> Exporter {
+        self.exporter.clone()
+    }
+
     /// Starts a new window for the quantiles; to be called every two minutes.
     pub fn rotate(&self) {
         self.exporter.rotate();

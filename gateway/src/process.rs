@@ -1,5 +1,6 @@
 //! What a gateway asks of its process: signals and descriptors. The first SIGTERM, SIGINT or SIGQUIT asks for an end in
-//! order, the second ends at once; SIGHUP reads the configuration again.
+//! order, the second ends at once; SIGHUP reads the configuration again. Where players are waited for after SIGTERM, the
+//! next signal ends that wait.
 
 use std::io;
 
@@ -12,10 +13,17 @@ use crate::control::Command;
 /// What a shell expects of a process that an interrupt has ended.
 const EXIT_CODE: i32 = 130;
 
-/// Follows the signals from a thread of its own.
+/// How far the end has come.
+enum Stage {
+    Serving,
+    Draining,
+    Stopping,
+}
+
+/// Follows the signals from a thread of its own. `is_draining` says whether SIGTERM waits for the players.
 ///
 /// Errors: no thread, or no runtime.
-pub fn watch(commands: Sender<Command>) -> io::Result<()> {
+pub fn watch(commands: Sender<Command>, is_draining: bool) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
@@ -26,23 +34,33 @@ pub fn watch(commands: Sender<Command>) -> io::Result<()> {
                 tracing::error!("cannot watch for signals");
                 return;
             };
-            let mut is_first = true;
+            let mut stage = Stage::Serving;
             loop {
-                tokio::select! {
+                let is_terminate = tokio::select! {
                     _ = hangup.recv() => {
                         // What becomes of it is logged, and a gateway that has ended needs no command.
                         let (done, _) = oneshot::channel();
                         let _ = commands.send(Command::Reload { done }).await;
                         continue;
                     }
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = quit.recv() => {}
-                }
-                if !is_first || commands.send(Command::Stop).await.is_err() {
+                    _ = terminate.recv() => true,
+                    _ = interrupt.recv() => false,
+                    _ = quit.recv() => false,
+                };
+                let command = match stage {
+                    Stage::Serving if is_draining && is_terminate => {
+                        stage = Stage::Draining;
+                        Command::Drain
+                    }
+                    Stage::Serving | Stage::Draining => {
+                        stage = Stage::Stopping;
+                        Command::Stop
+                    }
+                    Stage::Stopping => std::process::exit(EXIT_CODE),
+                };
+                if commands.send(command).await.is_err() {
                     std::process::exit(EXIT_CODE);
                 }
-                is_first = false;
             }
         });
     })?;

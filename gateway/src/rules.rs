@@ -47,6 +47,8 @@ pub struct Rules {
     pub request_timeout_ms: u64,
     /// The same as Go writes it, for metadata and error bodies.
     pub request_timeout_text: String,
+    /// What a client is told when a request provably reached nobody.
+    pub undelivered: &'static str,
     /// Requests without an answer of one connection at most.
     pub in_flight_connection_max: u32,
     /// Windows and queues towards servers.

@@ -1,7 +1,7 @@
 //! Starting a gateway: ports are bound first, so that a taken one is known at once, and served last, when everything
 //! behind them is ready.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
@@ -15,6 +15,7 @@ use crate::bus::BusParts;
 use crate::bus::local::LocalBus;
 use crate::control::hosting::LocalParts;
 use crate::control::plan::Plan;
+use crate::control::transport::Transport;
 use crate::control::upkeep::Upkeep;
 use crate::control::{BindingSource, Control, ControlError, post};
 use crate::directory::Directory;
@@ -35,6 +36,8 @@ pub(crate) struct Starting {
     application: Option<worker::App>,
     local: Option<Arc<LocalBus>>,
     listeners: Vec<Vec<Listener>>,
+    /// Where other servers call this one, in a cluster over gRPC.
+    grpc: Option<TcpListener>,
     addresses: Addresses,
     mailboxes: Arc<[Arc<Mailbox>]>,
     reports: mpsc::Receiver<Report>,
@@ -42,6 +45,7 @@ pub(crate) struct Starting {
     limits: Arc<Limits>,
     reactors: Vec<JoinHandle<()>>,
     bindings: Option<BindingSource>,
+    directory: Arc<Directory>,
 }
 
 impl Starting {
@@ -51,6 +55,7 @@ impl Starting {
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
         let addresses = bind_all(&plan.ports, &mut listeners)?;
+        let grpc = Transport::bind(&plan)?;
         let is_browsed = !addresses.ws.is_empty() || !addresses.wss.is_empty();
         if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
             tracing::info!("pages of every origin may connect; pitaya.gateway.origins limits that");
@@ -63,7 +68,7 @@ impl Starting {
             let rules = &plan.rules;
             Arc::new(LocalBus::new(directory.clone(), &rules.server_type, &rules.server_id))
         });
-        let nats = plan.cluster.as_ref().map(|cluster| cluster.tls.clone());
+        let nats = plan.cluster.as_ref().map(|cluster| cluster.transport.bus_tls());
         if local.is_none() && nats.is_none() {
             return Err(ControlError::Application("there is none".into()).into());
         }
@@ -88,6 +93,7 @@ impl Starting {
             application,
             local,
             listeners,
+            grpc,
             addresses,
             mailboxes,
             reports,
@@ -95,6 +101,7 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         })
     }
 
@@ -107,6 +114,7 @@ impl Starting {
             application,
             local,
             listeners,
+            grpc,
             mut addresses,
             mailboxes,
             reports,
@@ -114,12 +122,10 @@ impl Starting {
             limits,
             reactors,
             bindings,
+            directory,
         } = self;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(if local.is_some() { plan.reactors } else { 1 })
-            .thread_name("control")
-            .enable_all()
-            .build()?;
+        // Applications run here, and all that goes over gRPC.
+        let runtime = runtime(if local.is_some() || grpc.is_some() { plan.reactors } else { 1 })?;
         let readiness = Arc::new(match &plan.cluster {
             None => Readiness::standalone(),
             Some(_) => Readiness::cluster(plan.reactors),
@@ -143,7 +149,7 @@ impl Starting {
         };
         let sources = AdminSources { actions: Some(actions), ..sources };
         let parts =
-            local.zip(application).map(|(bus, application)| LocalParts { bus, application });
+            local.zip(application).map(|(bus, app)| LocalParts::new(bus, app, meters.exporter()));
         let control = Control::new(
             plan.clone(),
             mailboxes.clone(),
@@ -153,7 +159,9 @@ impl Starting {
             meters,
             upkeep,
         );
-        let control = control.with_bindings(bindings);
+        let transport = Transport::new(&plan, &mailboxes, grpc)?;
+        let control =
+            control.with_bindings(bindings).with_transport(transport).with_directory(directory);
         let serving =
             Serving { admin: plan.admin.clone(), sources, parts, mailboxes, listeners, readiness };
         let control = std::thread::Builder::new()
@@ -168,6 +176,14 @@ impl Starting {
             Err(_) => Err(StartError::Ended),
         }
     }
+}
+
+fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("control")
+        .enable_all()
+        .build()
 }
 
 /// What the control thread does first.

@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "servers/etcd.rs"]
 mod etcd;
+mod servers;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,8 +88,7 @@ async fn an_etcd_that_lost_its_data_gets_the_known_bans_again() {
     etcd.kill();
     assert_eq!(handle.change(uid("bob"), Some(for_ever())).await, Some(Stored::Pending));
     assert_eq!(handle.change(uid("carl"), None).await, Some(Stored::Pending));
-    etcd.wipe();
-    etcd.restart();
+    etcd.restart_empty();
     let mut late = keeper(&etcd);
     until(&mut late, |late| late.bans().len() == 2).await;
     assert!(handle.bans().contains_key(&uid("ann")) && handle.bans().contains_key(&uid("bob")));

@@ -14,7 +14,7 @@ use shared::cluster::binding_writer::{
 };
 use shared::cluster::bindings::{BindingError, BindingStorage};
 use shared::cluster::etcd::{Client, PutRequest, RangeRequest, StoreOptions, prefix_end};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc::unbounded_channel, oneshot};
 use tokio::time::{sleep, timeout};
 
 /// How long anything may take on a busy machine.
@@ -191,6 +191,39 @@ async fn binds_do_not_wait_for_an_etcd_that_is_away_and_are_written_when_it_is_b
 }
 
 #[tokio::test]
+async fn a_bind_tells_whose_entry_it_has_replaced() {
+    let etcd = Etcd::start();
+    let (sender, mut told) = unbounded_channel();
+    let telling = |id: &'static str| {
+        let (notes, inlet) = BindingNotes::new();
+        let sender = sender.clone();
+        let inlet = inlet.telling(Box::new(move |uid, before| {
+            let _ = sender.send(format!("{id}: {uid} was at {before}"));
+        }));
+        Frontend::over(&options(&etcd), id, (notes, inlet))
+    };
+    let (first, second) = (telling("front-1"), telling("front-2"));
+    // The first of all, and the same frontend once more, replace nobody's.
+    first.bind("ann").await;
+    first.bind("ann").await;
+    second.bind("ann").await;
+    first.unbind("ann");
+    first.bind("ann").await;
+    first.bind("bob").await;
+    second.bind("bob").await;
+    for expected in [
+        "front-2: ann was at front-1",
+        "front-1: ann was at front-2",
+        "front-2: bob was at front-1",
+    ] {
+        assert_eq!(soon(told.recv()).await.unwrap(), expected);
+    }
+    assert!(told.try_recv().is_err());
+    soon(first.writer.shutdown()).await;
+    soon(second.writer.shutdown()).await;
+}
+
+#[tokio::test]
 async fn more_notes_than_are_kept_lead_to_the_truth_as_well() {
     let etcd = Etcd::start();
     let client = client(&etcd);
@@ -205,7 +238,7 @@ async fn more_notes_than_are_kept_lead_to_the_truth_as_well() {
     let theirs = PutRequest {
         key: b"game/bindings/connector/eve".to_vec(),
         value: b"front-2".to_vec(),
-        lease: 0,
+        ..PutRequest::default()
     };
     soon(client.put(theirs)).await.unwrap();
     front.notes.unbound("eve");

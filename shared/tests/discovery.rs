@@ -5,15 +5,16 @@
 
 #[path = "servers/etcd.rs"]
 mod etcd;
-#[path = "servers/relay.rs"]
-mod relay;
+#[path = "servers/fault_proxy.rs"]
+mod fault_proxy;
+mod servers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd::Etcd;
-use relay::Relay;
+use fault_proxy::FaultProxy;
 use shared::cluster::discovery::{
     Departure, Discovery, DiscoveryError, DiscoveryOptions, ServerEvent,
 };
@@ -262,7 +263,7 @@ async fn the_table_outlives_etcd_and_the_server_registers_again() {
     etcd.kill();
     eventually("the loss", || !room.is_connected() && !room.is_registered()).await;
     assert_eq!(now(&room).len(), 2);
-    etcd.restart();
+    etcd.restart_same_port();
     let back_at = Instant::now();
     eventually("the return", || room.is_connected() && room.is_registered()).await;
     assert!(back_at.elapsed() < Duration::from_secs(5), "{:?}", back_at.elapsed());
@@ -279,7 +280,7 @@ async fn etcd_may_come_up_after_the_server() {
     let room = start(&etcd, "r1", "room");
     let too_early = tokio::time::timeout(Duration::from_millis(500), room.register()).await;
     assert!(too_early.is_err() && !room.is_connected() && now(&room).is_empty());
-    etcd.restart();
+    etcd.restart_same_port();
     within(Duration::from_secs(5), "registration", room.register()).await;
     assert!(etcd.key(&key("room", "r1")).is_some());
 }
@@ -311,9 +312,7 @@ async fn servers_get_time_to_write_themselves_again_after_etcd_lost_its_data() {
     within(PATIENCE, "registration", room.register()).await;
     table(&room, "all servers", |table| table.len() == 21).await;
     let mut events = room.events();
-    etcd.kill();
-    etcd.wipe();
-    etcd.restart();
+    etcd.restart_empty();
     eventually("the key", || etcd.key(&key("room", "own")).is_some()).await;
     put_by_hand(&etcd, "r0", "room");
     assert_eq!(now(&room).len(), 21, "nobody is removed yet");
@@ -339,7 +338,8 @@ async fn the_calls_of_the_client_do_what_they_say() {
     let lease = client.lease_grant(60).await.unwrap();
     assert!(lease.id != 0 && lease.ttl == 60);
     for (name, lease) in [("k/1", lease.id), ("k/2", 0), ("l/1", 0)] {
-        let put = PutRequest { key: name.into(), value: b"v".to_vec(), lease };
+        let put =
+            PutRequest { key: name.into(), value: b"v".to_vec(), lease, ..PutRequest::default() };
         client.put(put).await.unwrap();
     }
     let all =
@@ -412,19 +412,21 @@ async fn a_compacted_revision_ends_a_watch_and_says_so() {
 async fn a_compaction_while_disconnected_leaves_no_gap() {
     let mut etcd = Etcd::start();
     put_by_hand(&etcd, "r0", "room");
-    let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector")).unwrap();
+    let proxy = FaultProxy::start(etcd.address());
+    let watcher =
+        Discovery::start(options(&proxy.address().to_string()), &server("c1", "connector"))
+            .unwrap();
     table(&watcher, "the server", |table| table.by_id("r0").is_some()).await;
-    relay.refuse();
+    proxy.refuse(true);
     eventually("the loss", || !watcher.is_connected()).await;
     etcd.delete(&key("room", "r0"));
     for number in 1..10 {
         put_by_hand(&etcd, &format!("r{number}"), "room");
     }
     etcd.compact();
-    etcd.restart();
+    etcd.restart_same_port();
     assert!(now(&watcher).by_id("r0").is_some());
-    relay.accept();
+    proxy.refuse(false);
     let found = table(&watcher, "the changes", |table| table.by_id("r9").is_some()).await;
     assert!(found.by_id("r0").is_none());
     assert_eq!(found.len(), 9);
@@ -433,13 +435,13 @@ async fn a_compaction_while_disconnected_leaves_no_gap() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_connection_is_found_and_what_was_missed_is_repaired() {
     let etcd = Etcd::start();
-    let relay = Relay::start(&etcd.endpoint());
-    let mut options = options(&relay.endpoint());
+    let proxy = FaultProxy::start(etcd.address());
+    let mut options = options(&proxy.address().to_string());
     options.store.dial_timeout = Duration::from_millis(500);
     options.sync_interval = Duration::from_millis(500);
     let watcher = Discovery::start(options, &server("c1", "connector")).unwrap();
     within(PATIENCE, "registration", watcher.register()).await;
-    relay.freeze();
+    proxy.forget();
     let frozen_at = Instant::now();
     put_by_hand(&etcd, "r1", "room");
     table(&watcher, "the missed server", |table| table.by_id("r1").is_some()).await;
@@ -473,7 +475,7 @@ async fn a_password_is_used_and_a_forgotten_token_is_asked_for_again() {
     let room = with_password(&etcd, "r1", "secret");
     within(PATIENCE, "registration", room.register()).await;
     table(&room, "the own server", |table| table.by_id("r1").is_some()).await;
-    etcd.restart();
+    etcd.restart_same_port();
     eventually("the return", || room.is_connected() && room.is_registered()).await;
     let other = with_password(&etcd, "r4", "secret");
     within(PATIENCE, "registration", other.register()).await;
@@ -583,9 +585,10 @@ async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let etcd = Etcd::start();
-    let relay = Relay::start(&etcd.endpoint());
-    let watcher = Discovery::start(options(&relay.endpoint()), &server("c1", "connector"))
-        .expect("good options");
+    let proxy = FaultProxy::start(etcd.address());
+    let watcher =
+        Discovery::start(options(&proxy.address().to_string()), &server("c1", "connector"))
+            .expect("good options");
     within(PATIENCE, "the first sync", watcher.wait_synced()).await;
     let mut expected = BTreeSet::new();
     for _ in 0..400 {
@@ -598,7 +601,7 @@ async fn the_table_ends_up_equal_to_etcd_whatever_breaks_in_between() {
             expected.insert(id);
         }
         match random.u8(..20) {
-            0 => relay.cut(),
+            0 => proxy.cut(),
             1 => {
                 etcd.compact();
             }

@@ -1,9 +1,11 @@
-//! Two kinds of servers: rooms that players talk to, and the metagame that owns the players' gold.
+//! Two kinds of servers: rooms that players talk to, and the metagame that owns the players' gold. Rooms call the
+//! metagame (user RPC), and leave it jobs that are kept until they succeed (reliable RPC).
 //!
 //! `cargo run -p dragonfruit-worker --example cluster -- metagame`, the same without the word for a room, with NATS,
-//! etcd and a gateway.
+//! etcd, Redis and a gateway.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 
 use worker::prelude::*;
 
@@ -34,19 +36,46 @@ pub mod messages {
 
 use messages::{Player, Spend};
 
-struct Purse(AtomicU64);
+/// What the metagame owns. A real one keeps it in a database.
+struct Purse {
+    gold: u64,
+    /// The coupons that were paid out.
+    paid: HashSet<String>,
+}
 
-async fn spend(State(purse): State<Purse>, Pb(spend): Pb<Spend>) -> Result<Pb<Player>> {
-    let take = |gold: u64| gold.checked_sub(spend.gold);
-    match purse.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-        Ok(before) => Ok(Pb(Player { id: spend.id, gold: before - spend.gold })),
-        Err(gold) => bail!("MG-001", "{} of {gold} cannot be spent by {}", spend.gold, spend.id),
+type Purses = State<Mutex<Purse>>;
+
+async fn spend(State(purse): Purses, Pb(spend): Pb<Spend>) -> Result<Pb<Player>> {
+    let mut purse = purse.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(left) = purse.gold.checked_sub(spend.gold) else {
+        bail!("MG-001", "{} of {} cannot be spent by {}", spend.gold, purse.gold, spend.id)
+    };
+    purse.gold = left;
+    Ok(Pb(Player { id: spend.id, gold: left }))
+}
+
+/// A coupon: what a job carries, in JSON.
+#[derive(Serialize, Deserialize)]
+struct Coupon {
+    number: String,
+    gold: u64,
+}
+
+/// A job may run more than once, so what was paid out already is not paid again.
+async fn pay(State(purse): Purses, coupon: Coupon) -> Result<()> {
+    let mut purse = purse.lock().unwrap_or_else(PoisonError::into_inner);
+    if purse.paid.insert(coupon.number) {
+        purse.gold = purse.gold.saturating_add(coupon.gold);
     }
+    Ok(())
 }
 
 /// The servers that other servers ask.
 pub fn metagame() -> App {
-    App::new("metagame").state(Purse(AtomicU64::new(100))).remote("player.spend", spend)
+    App::new("metagame")
+        .state(Mutex::new(Purse { gold: 100, paid: HashSet::new() }))
+        .remote("player.spend", spend)
+        .on_job("metagame.player.pay", pay)
 }
 
 /// What players say to rooms: JSON.
@@ -88,6 +117,11 @@ impl Room {
         let spend = Spend { id, gold: buy.price };
         let player: Player = rpc.call("metagame.player.spend", &spend).await?;
         Ok(Bought { gold: player.gold, level: session.int("level") })
+    }
+
+    /// Has a coupon paid out, even if no metagame runs at the moment: the job waits in Redis. Gives the job's id.
+    pub async fn redeem(&self, jobs: Jobs, coupon: Coupon) -> Result<String> {
+        jobs.enqueue("metagame.player.pay", &coupon).await
     }
 }
 

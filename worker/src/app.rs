@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use shared::metrics::Exporter;
 use shared::route::Route;
 use shared::router::Policy;
 use shared::routing::Routing;
@@ -14,6 +15,7 @@ use shared::routing::Routing;
 use crate::admission::Limits;
 use crate::app_parts::Parts;
 use crate::call::Environment;
+use crate::call_times::CallTimes;
 use crate::docs::Docs;
 use crate::error::{Error, Result};
 use crate::groups::{GroupStorage, GroupStore};
@@ -30,10 +32,11 @@ use crate::service::{Began, Service};
 use crate::state::States;
 use crate::timers::TimerSet;
 
-/// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers).
+/// A group of handlers with a state of their own; implemented by [`handlers`](crate::handlers) and
+/// [`remotes`](crate::remotes).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a component",
-    note = "put `#[handlers(\"name\")]` on its `impl` block"
+    note = "put `#[handlers(\"name\")]` or `#[remotes(\"name\")]` on its `impl` block"
 )]
 pub trait Component: Sized {
     /// Adds the handlers to the application.
@@ -57,6 +60,9 @@ pub struct ClusterView {
     pub is_loop_back_allowed: bool,
     /// What the configuration says of the choice of servers; the application's own rules come below it.
     pub routing: Routing,
+    /// Where calls to other servers and jobs are measured; none measures nothing. A host that measures its own
+    /// forwarding gives its own.
+    pub exporter: Option<Exporter>,
 }
 
 impl ClusterView {
@@ -70,6 +76,7 @@ impl ClusterView {
             frontend_type: None,
             is_loop_back_allowed: false,
             routing: Routing::new(Policy::Random),
+            exporter: None,
         }
     }
 }
@@ -230,7 +237,7 @@ impl App {
 
     /// Runs the jobs of a route: calls that somebody left in Redis to be made until they succeed (see
     /// [`Jobs`](crate::Jobs)). The message is the job's argument as JSON. A failure has it tried again as the job says;
-    /// it may run more than once in any case. Only servers of a cluster run jobs, not embedded applications.
+    /// it may run more than once in any case.
     pub fn on_job<Marker: 'static>(mut self, route: &str, handler: impl Handler<Marker>) -> Self {
         if !Route::parse(route).is_ok_and(|parsed| parsed.server_type.is_some()) {
             self.mistakes.push(format!("{route:?} is not serverType.service.method"));
@@ -241,7 +248,7 @@ impl App {
         self
     }
 
-    /// Keeps jobs elsewhere than in a Redis on this machine. Servers of a cluster take it from their configuration.
+    /// Keeps jobs elsewhere than in a Redis on this machine. Servers and gateways take it from their configuration.
     pub fn job_options(mut self, options: JobOptions) -> Self {
         self.jobs = options;
         self
@@ -256,11 +263,15 @@ impl App {
     /// Starts the application inside another process, behind a link that the host provides: standalone mode, and
     /// gateways with handlers of their own.
     ///
-    /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks. Fails with all mistakes of
+    /// Must be called inside a tokio runtime; handlers run there. Runs the start hooks, then jobs. Fails with all mistakes of
     /// registration in one text, or with the failure of a hook. The host ends it with [`Service::shut_down`].
     pub async fn embed(self, link: Arc<dyn Link>, view: ClusterView) -> Result<Service> {
-        let service = self.checked()?.build(link, view)?;
+        let mut app = self.checked()?;
+        let (handlers, options) = (std::mem::take(&mut app.job_handlers), app.jobs.clone());
+        let exporter = view.exporter.clone();
+        let service = app.build(link, view)?;
         service.start().await?;
+        service.start_jobs(handlers, &options, exporter)?;
         Ok(service)
     }
 
@@ -288,6 +299,7 @@ impl App {
             frontend_type: view.frontend_type.map(Into::into),
             timers: TimerSet::default(),
             counters: Arc::default(),
+            call_times: view.exporter.map(CallTimes::new),
             request_timeout: view.request_timeout,
             is_frontend: view.is_frontend,
             is_loop_back_allowed: view.is_loop_back_allowed,

@@ -18,6 +18,7 @@ use crate::docs::{self, Descriptors};
 use crate::error::{Error, Result};
 use crate::handler::{AnyHandler, Handler};
 use crate::handshake::{Check, Handshake};
+use crate::jobs::JobOptions;
 use crate::listeners::{Listener, MemberListener, ServerListener};
 use crate::modules::{Module, ModuleList, Place};
 use crate::pipeline::Pipelines;
@@ -333,13 +334,15 @@ impl App {
         self
     }
 
-    /// Takes what the configuration says to applications, for hosts: `pitaya.serializertype` and
-    /// `pitaya.defaultpipelines.structvalidation.enabled`. [`App::run`] does it by itself.
+    /// Takes what the configuration says to applications, for hosts: `pitaya.serializertype`,
+    /// `pitaya.defaultpipelines.structvalidation.enabled`, and everything below `pitaya.worker`, of jobs. [`App::run`]
+    /// does it by itself.
     pub fn configured(mut self, config: &Config) -> Self {
         let serializer = Serializer::from_number(config.int("pitaya.serializertype"));
         self.parts.serializer = serializer.unwrap_or_default();
         let is_validating = config.bool("pitaya.defaultpipelines.structvalidation.enabled");
         self.parts.pipelines.validators.enable(is_validating);
+        self.jobs = JobOptions::new(config);
         self
     }
 

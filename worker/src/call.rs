@@ -12,6 +12,7 @@ use shared::routing::Routing;
 use shared::server::Server;
 use tokio::time::Instant;
 
+use crate::call_times::CallTimes;
 use crate::counters::{Counter, Counters};
 use crate::docs::Docs;
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub(crate) struct Environment {
     /// The type of the gateway in this process: then sessions are reached by their id, bound or not.
     pub(crate) frontend_type: Option<Arc<str>>,
     pub(crate) counters: Arc<Counters>,
+    /// None where nobody measures.
+    pub(crate) call_times: Option<CallTimes>,
     /// For requests and calls that name no timeout of their own.
     pub(crate) request_timeout: Duration,
     /// See [`ClusterView::is_frontend`](crate::ClusterView::is_frontend).
@@ -164,11 +167,33 @@ impl Context {
         let (argument, timeout) = (argument.into(), self.remaining());
         let call = Outgoing { route, argument, timeout, entries: &entries };
         let answer = self.request(server, &call).await;
-        read_answer(answer.map_err(|error| self.link_error(error, server, &call))?)
+        answer.map_err(|error| self.link_error(error, server, &call))?
+    }
+
+    /// Sends a call to a server and returns what it says: `Response.data`, or its error. Measured, unless it stays in
+    /// this process: a gateway's own sessions are reached by calls as well.
+    pub(crate) async fn request(
+        &self,
+        server: &Server,
+        call: &Outgoing<'_>,
+    ) -> Result<Result<Bytes>, LinkError> {
+        let began = Instant::now();
+        let answer = self.send(server, call).await.map(read_answer);
+        let environment = &self.environment;
+        let is_leaving = server.id != environment.server_id;
+        if let Some(times) = environment.call_times.as_ref().filter(|_| is_leaving) {
+            let code = match &answer {
+                Ok(Ok(_)) => "",
+                Ok(Err(error)) => &error.code,
+                Err(error) => link_error_code(*error),
+            };
+            times.record(call.route, code, began.elapsed());
+        }
+        answer
     }
 
     /// Sends a call to a server and returns its encoded `protos.Response`.
-    pub(crate) async fn request(
+    pub(crate) async fn send(
         &self,
         server: &Server,
         call: &Outgoing<'_>,
@@ -207,8 +232,7 @@ impl Context {
     pub(crate) fn link_error(&self, error: LinkError, to: &Server, call: &Outgoing<'_>) -> Error {
         match error {
             LinkError::Timeout => self.timeout_error(&to.id, call),
-            LinkError::Disconnected => Error::new(code::BUSY, error.to_string()),
-            error => Error::unknown(error.to_string()),
+            error => Error::new(link_error_code(error), error.to_string()),
         }
     }
 
@@ -219,6 +243,14 @@ impl Context {
             .with("route", call.route)
             .with("server", &self.environment.server_id)
             .with("timeout", shared::go::go_duration::format(call.timeout))
+    }
+}
+
+fn link_error_code(error: LinkError) -> &'static str {
+    match error {
+        LinkError::Timeout => code::REQUEST_TIMEOUT,
+        LinkError::Disconnected => code::BUSY,
+        _ => code::UNKNOWN,
     }
 }
 

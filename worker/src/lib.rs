@@ -15,6 +15,7 @@ mod app;
 mod app_parts;
 mod binary_module;
 mod call;
+mod call_times;
 mod counters;
 pub mod demo;
 mod docs;
@@ -22,7 +23,7 @@ mod error;
 mod extract;
 mod for_many;
 mod groups;
-mod grpc;
+pub mod grpc;
 mod handler;
 mod handshake;
 mod hooks;
@@ -88,13 +89,14 @@ pub use session_remote::ClientInfo;
 pub use shape::{Shape, Shapes};
 pub use shared::close::CloseReason;
 pub use shared::cluster::etcd::StoreOptions;
+pub use shared::metrics::Exporter;
 pub use shared::router::Policy;
 pub use shared::routing::{RouteRequest, RouteSession};
 pub use shared::server::{Server, ServerTable};
 pub use state::{State, States};
 pub use timers::{Timer, Timers};
 pub use validation::{Valid, Validate};
-pub use worker_macros::handlers;
+pub use worker_macros::{handlers, remotes};
 
 /// Keeps the code in the README compiling.
 #[cfg(doctest)]

@@ -264,6 +264,6 @@ async fn is_alive(server: &Server, environment: &Arc<Environment>) -> bool {
     let entries = serde_json::Map::new();
     let (route, timeout) = (PROBE_ROUTE, PROBE_TIMEOUT);
     let call = Outgoing { route, argument: Bytes::new(), timeout, entries: &entries };
-    let asked = Context::of_hook(Arc::clone(environment)).request(server, &call).await;
+    let asked = Context::of_hook(Arc::clone(environment)).send(server, &call).await;
     asked.err() != Some(LinkError::NoResponders)
 }

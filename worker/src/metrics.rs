@@ -15,7 +15,7 @@ use shared::metrics::{
 use crate::admin::Status;
 use crate::counters::Counter;
 
-const RESPONSE_TIME: &str = "pitaya_handler_response_time_ns";
+pub(crate) const RESPONSE_TIME: &str = "pitaya_handler_response_time_ns";
 const DELAY: &str = "pitaya_handler_handler_delay_ns";
 
 /// Response times and delays of each route.

@@ -8,5 +8,5 @@ pub use crate::bail;
 pub use crate::{
     App, CloseReason, Component, Ctx, Error, Groups, Handshake, Jobs, Module, Modules, Outcome, Pb,
     Policy, Push, Result, ResultExt, RouteRequest, Rpc, Server, ServerChange, Session, State,
-    Timers, Valid, Validate, handlers,
+    Timers, Valid, Validate, handlers, remotes,
 };

@@ -121,7 +121,7 @@ impl Rpc {
             let left = deadline.saturating_duration_since(Instant::now());
             let call = self.outgoing(route, argument.clone(), left);
             match self.context.request(chosen.server(), &call).await {
-                Ok(answer) => return read_answer(answer),
+                Ok(answer) => return answer,
                 Err(error) => {
                     let failure = self.context.link_error(error, chosen.server(), &call);
                     if !error.is_undelivered() || left.is_zero() {
@@ -150,7 +150,7 @@ impl Rpc {
     async fn call_one(&self, server: &Server, route: &str, argument: Bytes) -> Result<Bytes> {
         let call = self.outgoing(route, argument, self.timeout_of_call());
         let answer = self.context.request(server, &call).await;
-        read_answer(answer.map_err(|error| self.context.link_error(error, server, &call))?)
+        answer.map_err(|error| self.context.link_error(error, server, &call))?
     }
 
     /// Lets a function of the application choose.

@@ -26,7 +26,6 @@ use crate::admin::{self, Status};
 use crate::app::{App, ClusterView};
 use crate::error::{Error, Result};
 use crate::grpc;
-use crate::jobs::{Consumer, JobHandlers};
 use crate::nats::{self, Ending, Inlet, NatsLink};
 use crate::servers::Servers;
 use crate::service::Service;
@@ -60,7 +59,6 @@ impl App {
         let settings = Settings::new(config, self.server_type(), self.limits)?;
         let app = self.configured(config);
         let mut app = app.with_server_type(&settings.own.server_type).limits(settings.limits);
-        app = app.job_options(settings.jobs.clone());
         if let Some(groups) = &settings.groups {
             app = app.groups(groups.clone());
         }
@@ -141,7 +139,6 @@ struct Running {
     events: mpsc::Receiver<Event>,
     pump: JoinHandle<()>,
     admin: JoinSet<()>,
-    consumer: Option<Consumer>,
     listeners: JoinSet<()>,
     drain_limit: Duration,
 }
@@ -158,15 +155,16 @@ impl Running {
             request_timeout: settings.request_timeout,
             is_loop_back_allowed: settings.is_loop_back_allowed,
             routing: settings.routing.clone(),
+            exporter: Some(settings.exporter.clone()),
             ..ClusterView::new(&settings.own.id, servers)
         };
-        let job_handlers = std::mem::take(&mut app.job_handlers);
+        let (job_handlers, jobs) = (std::mem::take(&mut app.job_handlers), app.jobs.clone());
         let service = app.build(Arc::new(link.clone()), view)?;
         service.set_answer_bytes_max(link.payload_bytes_max());
         service.record_times(settings.exporter.clone())?;
         service.start().await?;
         let listeners = service.listen(&discovery);
-        let consumer = consumer(settings, job_handlers, &service)?;
+        service.start_jobs(job_handlers, &jobs, Some(settings.exporter.clone()))?;
         let status = Arc::new(Status {
             service,
             link: Some(link.clone()),
@@ -180,7 +178,7 @@ impl Running {
         let admin = admin::serve(&settings.admin, &status).await;
         let drain_limit = settings.request_timeout;
         tracing::info!(id = settings.own.id, r#type = settings.own.server_type, "subscribed");
-        Ok(Self { status, link, feeds, events, pump, admin, consumer, listeners, drain_limit })
+        Ok(Self { status, link, feeds, events, pump, admin, listeners, drain_limit })
     }
 
     /// Announces the server and waits for the stop. Fails when NATS was given up, which only happens on request.
@@ -243,7 +241,7 @@ impl Running {
         discovery.leave().await;
         service.before_shutdown().await;
         self.feeds.stop().await;
-        finish(service, self.consumer, self.drain_limit, stops).await;
+        finish(service, self.drain_limit, stops).await;
         drop(self.listeners);
         service.on_shutdown().await;
         if link.refused() > 0 {
@@ -253,7 +251,8 @@ impl Running {
             );
         }
         link.flush(FLUSH_TIMEOUT).await;
-        let _ = link.client().drain().await;
+        // While NATS is away nobody takes this either.
+        let _ = timeout(FLUSH_TIMEOUT, link.client().drain()).await;
         self.pump.abort();
         drop(self.admin);
         tracing::info!("stopped");
@@ -261,42 +260,18 @@ impl Running {
 }
 
 /// Waits for what runs, requests and jobs, at most `limit`; a message of `stops` ends the wait.
-pub(crate) async fn finish(
-    service: &Service,
-    consumer: Option<Consumer>,
-    limit: Duration,
-    stops: &mut mpsc::Receiver<()>,
-) {
-    let jobs = OptionFuture::from(consumer.map(|consumer| consumer.stop(limit)));
-    let drained = async { tokio::join!(service.drain(limit), jobs).0 };
+pub(crate) async fn finish(service: &Service, limit: Duration, stops: &mut mpsc::Receiver<()>) {
     let hurried = async {
         if stops.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
-        left = drained => if left > 0 {
+        left = service.drain(limit) => if left > 0 {
             tracing::warn!(left, "requests were still running");
         },
         () = hurried => tracing::warn!(left = service.in_flight(), "stopped without waiting"),
     }
-}
-
-/// Runs jobs if the application has handlers for any.
-pub(crate) fn consumer(
-    settings: &Settings,
-    handlers: JobHandlers,
-    service: &Service,
-) -> Result<Option<Consumer>> {
-    if handlers.is_empty() {
-        return Ok(None);
-    }
-    // Unlike a host name alone it is nobody else's, and a configured id leads a restarted server to its jobs.
-    let process = format!("{}:{}", settings.own.hostname, settings.own.id);
-    let stores = [settings.jobs.store(&process)?, settings.jobs.store(&process)?];
-    let concurrency = settings.jobs.concurrency;
-    let (environment, exporter) = (service.environment(), settings.exporter.clone());
-    Ok(Some(Consumer::start(stores, concurrency, handlers, environment, exporter)))
 }
 
 /// The servers that discovery knows.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use hashbrown::DefaultHashBuilder;
 use shared::cluster::discovery::Discovery;
 use shared::error::code;
@@ -34,6 +34,7 @@ use crate::counters::{Counter, Counters};
 use crate::error::{Error, Result};
 use crate::handler::AnyHandler;
 use crate::hooks::Hooks;
+use crate::jobs::{Consumer, JobHandlers, JobOptions, start_consumer};
 use crate::listeners::{self, Listener};
 use crate::metadata;
 use crate::metrics::HandlerTimes;
@@ -76,6 +77,8 @@ struct Inner {
     limits: Limits,
     keys: DefaultHashBuilder,
     times: OnceLock<HandlerTimes>,
+    /// Runs jobs, from the start to the drain.
+    consumer: Mutex<Option<Consumer>>,
     answer_bytes_max: AtomicUsize,
     runtime: tokio::runtime::Handle,
 }
@@ -134,6 +137,7 @@ impl Service {
             limits,
             keys: DefaultHashBuilder::default(),
             times: OnceLock::new(),
+            consumer: Mutex::default(),
             answer_bytes_max: AtomicUsize::new(ANSWER_BYTES_MAX),
             runtime,
         }));
@@ -256,10 +260,28 @@ impl Service {
         Ok(())
     }
 
-    /// Waits until everything that was taken is answered, at most `limit`; returns what is left then. New requests
-    /// are still served meanwhile: whoever feeds the service stops first.
+    /// Runs jobs from now on, if there are handlers for any. Fails for an address that cannot be.
+    pub(crate) fn start_jobs(
+        &self,
+        handlers: JobHandlers,
+        options: &JobOptions,
+        exporter: Option<Exporter>,
+    ) -> Result<()> {
+        *self.consumer() = start_consumer(options, handlers, self.environment(), exporter)?;
+        Ok(())
+    }
+
+    fn consumer(&self) -> MutexGuard<'_, Option<Consumer>> {
+        self.0.consumer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes no more jobs, and waits until everything that was taken is answered and the jobs that run have ended, at
+    /// most `limit`; returns the requests that are left then. New requests are still served meanwhile: whoever feeds the
+    /// service stops first.
     pub async fn drain(&self, limit: Duration) -> usize {
-        let _ = timeout(limit, self.0.admission.idle()).await;
+        let consumer = self.consumer().take();
+        let jobs = OptionFuture::from(consumer.map(|consumer| consumer.stop(limit).boxed()));
+        let (_, _) = tokio::join!(timeout(limit, self.0.admission.idle()), jobs);
         self.in_flight()
     }
 

@@ -12,7 +12,6 @@ use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, PROTOCOL_BATCHES, Serve
 use crate::admission::Limits;
 use crate::groups::GroupStorage;
 use crate::grpc::GrpcSettings;
-use crate::jobs::JobOptions;
 use crate::nats::NatsSettings;
 
 /// Everything that [`crate::run`] needs to know.
@@ -23,7 +22,6 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// Where groups are kept, if an operator says so.
     pub(crate) groups: Option<GroupStorage>,
-    pub(crate) jobs: JobOptions,
     pub(crate) request_timeout: Duration,
     /// Calls to the own type or id run in this process instead of being refused.
     pub(crate) is_loop_back_allowed: bool,
@@ -61,7 +59,6 @@ impl Settings {
             discovery: DiscoveryOptions::new(config),
             limits,
             groups: groups_of(config),
-            jobs: JobOptions::new(config),
             request_timeout: config.duration(&request_timeout),
             is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
             routing: config.routing(Policy::Random),
@@ -104,7 +101,8 @@ fn own_server(config: &Config, server_type: &str, window: usize) -> Server {
     Server { id, server_type, metadata, frontend: false, hostname: hostname() }
 }
 
-fn hostname() -> String {
+/// The name of this machine.
+pub(crate) fn hostname() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
     let name = kernel.or_else(|_| std::env::var("HOSTNAME")).unwrap_or_default();
     name.trim().to_owned()
@@ -175,19 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_jobs_are_where_an_operator_says() {
+    fn groups_are_where_an_operator_says() {
         let settings = load(&[]);
         assert!(settings.groups.is_none(), "the application decides");
-        assert_eq!(settings.jobs.address, "localhost:6379");
-        let settings = load(&[
-            ("pitaya.groups.storage", "etcd"),
-            ("pitaya.groups.etcd.prefix", "game/"),
-            ("pitaya.worker.redis.serverurl", "redis:1"),
-            ("pitaya.worker.retry.max", "7"),
-        ]);
+        let settings =
+            load(&[("pitaya.groups.storage", "etcd"), ("pitaya.groups.etcd.prefix", "game/")]);
         let Some(GroupStorage::Etcd(groups)) = settings.groups else { panic!("not in etcd") };
         assert_eq!(groups.store.prefix, "game/");
-        assert_eq!((settings.jobs.address.as_str(), settings.jobs.retry.max), ("redis:1", 7));
     }
 
     #[test]

@@ -4,13 +4,15 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prost::Message;
 use serde_json::json;
+use shared::metrics::{Exporter, ExporterOptions};
 use support::{FRONTEND, Harness, request, with_timeout};
-use worker::LinkError;
 use worker::prelude::*;
+use worker::{ClusterView, FixedServers, LinkError};
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Text {
@@ -275,6 +277,95 @@ async fn a_component_registers_its_public_methods() {
     assert_eq!(proto::Doc::decode(answer).unwrap().doc, "room-1 106");
     assert_eq!(harness.send(&request(3, "room.counter.read", "")).error().await.0, "PIT-404");
     assert_eq!(harness.send(&request(3, "room.counter.private", "")).error().await.0, "PIT-404");
+}
+
+struct Purse(AtomicU64);
+
+#[remotes("purse")]
+impl Purse {
+    pub async fn on_start(&self) {
+        self.0.store(100, Ordering::Relaxed);
+    }
+
+    pub async fn take_gold(&self, ctx: Ctx, taken: Pb<proto::Doc>) -> Result<Pb<proto::Doc>> {
+        let Ok(gold) = taken.0.doc.parse() else { bail!("T-400", "how much?") };
+        let left = self.0.fetch_sub(gold, Ordering::Relaxed) - gold;
+        Ok(Pb(proto::Doc { doc: format!("{} {left}", ctx.route()) }))
+    }
+
+    pub async fn lose(&self) {
+        self.empty();
+    }
+
+    fn empty(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_component_of_remotes_answers_servers_and_no_clients() {
+    let harness = Harness::new(App::new("room").component(Purse(AtomicU64::new(0)))).await;
+    let call = |route: &'static str, message: &'static str| proto::Request {
+        r#type: 1,
+        session: None,
+        ..request(0, route, message)
+    };
+    let answer = harness.send(&call("room.purse.takegold", "\n\u{2}30")).data().await;
+    assert_eq!(proto::Doc::decode(answer).unwrap().doc, "room.purse.takegold 70");
+    let refused = harness.send(&call("room.purse.takegold", "")).error().await;
+    assert_eq!(refused, ("T-400".into(), "how much?".into()));
+    assert!(harness.send(&call("room.purse.lose", "")).data().await.is_empty());
+    let answer = harness.send(&call("room.purse.takegold", "\n\u{1}0")).data().await;
+    assert_eq!(proto::Doc::decode(answer).unwrap().doc, "room.purse.takegold 0");
+    for route in ["room.purse.takegold", "room.purse.lose"] {
+        assert_eq!(harness.send(&request(3, route, "")).error().await.0, "PIT-404", "{route}");
+    }
+    for route in ["room.purse.empty", "room.purse.onstart"] {
+        assert_eq!(harness.send(&call(route, "")).error().await.0, "PIT-404", "{route}");
+    }
+}
+
+#[tokio::test]
+async fn calls_are_measured_by_their_caller_with_the_code_that_they_ended_with() {
+    let options = ExporterOptions { game: "", server_type: "room", const_labels: &[], custom: &[] };
+    let exporter = Exporter::new(&options).unwrap();
+    let metagame = Server {
+        id: "metagame-1".into(),
+        server_type: "metagame".into(),
+        metadata: std::collections::BTreeMap::new(),
+        frontend: false,
+        hostname: String::new(),
+    };
+    let view = ClusterView {
+        exporter: Some(exporter.clone()),
+        ..ClusterView::new("room-1", Arc::new(FixedServers::new([metagame])))
+    };
+    let app = App::new("room").on("r.ask", async |rpc: Rpc| -> Result<bool> {
+        rpc.raw("metagame.p.spend", Bytes::new()).await?;
+        Ok(true)
+    });
+    let harness = Harness::with_view(app, view).await.unwrap();
+    let ask = request(1, "room.r.ask", "");
+    harness.send(&ask).data().await;
+    let refusal = proto::Error { code: "GAME-1".into(), ..proto::Error::default() };
+    let refused = proto::Response { error: Some(refusal), ..proto::Response::default() };
+    harness.link.answer_next(Ok(refused));
+    harness.send(&ask).error().await;
+    harness.link.answer_next(Err(LinkError::Timeout));
+    assert_eq!(harness.send(&ask).error().await.0, "PIT-408");
+    let page = exporter.render();
+    let ends = |status: &str, code: &str| {
+        let labels = [
+            "response_time_ns_count{".to_owned(),
+            "type=\"rpc\"".to_owned(),
+            "route=\"metagame.p.spend\"".to_owned(),
+            format!("status=\"{status}\""),
+            format!("code=\"{code}\""),
+        ];
+        let is_meant = |line: &&str| labels.iter().all(|label| line.contains(label));
+        page.lines().find(is_meant).is_some_and(|line| line.ends_with(" 1"))
+    };
+    assert!(ends("ok", "") && ends("failed", "PIT-408") && ends("failed", "other"), "{page}");
 }
 
 #[tokio::test]

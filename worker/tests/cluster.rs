@@ -268,6 +268,17 @@ async fn a_worker_waits_for_nats_and_survives_its_loss() {
     worker.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_ends_while_nats_is_away() {
+    let (mut nats, etcd) = (Nats::start(&[]), Etcd::start());
+    let gateway = Gateway::start(&nats, &etcd).await;
+    let worker = start(test_app(), config(&nats, &etcd, &[]));
+    gateway.worker().await;
+    nats.kill();
+    worker.stop().await;
+    gateway.wait_until_gone().await;
+}
+
 /// A port that is free now. nats-servers of one system must know each other's before they start.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

@@ -64,7 +64,7 @@ async fn keys(client: &Client) -> Vec<(String, String, i64)> {
 }
 
 async fn put(client: &Client, key: &str, lease: i64) {
-    let put = PutRequest { key: key.into(), value: Vec::new(), lease };
+    let put = PutRequest { key: key.into(), value: Vec::new(), lease, ..PutRequest::default() };
     soon(client.put(put)).await.unwrap();
 }
 
@@ -191,7 +191,7 @@ async fn a_group_of_many_pages_is_read_as_of_one_moment() {
     for chunk in members.chunks(128) {
         let put = |uid: &String| {
             let key = format!("game/groups/big/uids/{uid}").into_bytes();
-            let put = PutRequest { key, value: Vec::new(), lease: 0 };
+            let put = PutRequest { key, value: Vec::new(), lease: 0, ..PutRequest::default() };
             shared::cluster::etcd::RequestOp::Put(put)
         };
         let steps = chunk.iter().map(put).collect();

@@ -3,7 +3,7 @@
 //! application, as a backend the same application alone.
 //!
 //! To run Pitaya's test against it, put it where the test looks for its server, `examples/testing/server`, in a checkout
-//! of Pitaya, with NATS and etcd on their usual ports. It is also an example of one application in both places.
+//! of Pitaya, with NATS and etcd on their usual ports; with `-grpc` no NATS is needed. It is also an example of one application in both places.
 
 mod handlers;
 mod wire;
@@ -80,9 +80,6 @@ impl Flags {
             "protobuf" => "2",
             other => return Err(format!("-serializer {other}: neither json nor protobuf")),
         };
-        if self.is_grpc {
-            return Err("-grpc: servers talk over NATS only".into());
-        }
         let binary = if self.is_frontend { Binary::Gateway } else { Binary::Worker };
         let mut settings = vec![
             ("pitaya.server.type", self.server_type.clone()),
@@ -91,6 +88,13 @@ impl Flags {
             ("pitaya.log.level", if self.is_debug { "debug" } else { "info" }.to_owned()),
             ("pitaya.admin.listen", "127.0.0.1:0".to_owned()),
         ];
+        if self.is_grpc {
+            settings.extend([
+                ("pitaya.cluster.rpc.transport", "grpc".to_owned()),
+                ("pitaya.cluster.rpc.server.grpc.host", "127.0.0.1".to_owned()),
+                ("pitaya.cluster.rpc.server.grpc.port", self.grpc_port.clone()),
+            ]);
+        }
         if self.is_frontend {
             settings.push(("pitaya.gateway.tcp", format!(":{}", self.port)));
             settings.push(("pitaya.gateway.ws", String::new()));

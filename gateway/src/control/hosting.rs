@@ -1,15 +1,17 @@
 //! The application that a gateway hosts: how it starts between the bus and the announcement, and how it ends.
 //!
-//! In a cluster it reaches other servers through a connection to NATS of its own; sessions of this process it reaches
+//! In a cluster it reaches other servers through a connection to NATS of its own, or over gRPC; sessions of this process it reaches
 //! through the in-process bus. In standalone mode there is nobody else.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::cluster::discovery::Discovery;
+use shared::metrics::Exporter;
 use shared::server::{Server, ServerTable};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use worker::grpc::{GrpcLink, MESSAGE_BYTES_MAX};
 use worker::nats::{NatsSettings, Outlet};
 use worker::{ClusterView, FixedServers, Service};
 
@@ -24,13 +26,22 @@ pub struct LocalParts {
     pub bus: Arc<LocalBus>,
     /// The application.
     pub application: worker::App,
+    /// Where its calls and jobs are measured.
+    pub exporter: Exporter,
+}
+
+impl LocalParts {
+    /// An application, the bus that leads to it, and where it is measured.
+    pub fn new(bus: Arc<LocalBus>, application: worker::App, exporter: Exporter) -> Self {
+        Self { bus, application, exporter }
+    }
 }
 
 /// How the application of a gateway in a cluster reaches others.
 #[derive(Clone)]
 pub struct HostingPlan {
-    /// Its connection to NATS.
-    pub nats: NatsSettings,
+    /// Its connection to NATS; none where the cluster speaks gRPC, whose connections it shares with the buses.
+    pub nats: Option<NatsSettings>,
     /// Whether calls to the own type or id run in this process.
     pub is_loop_back_allowed: bool,
 }
@@ -52,11 +63,12 @@ impl Hosting {
         rules: &Rules,
         mailboxes: &[Arc<Mailbox>],
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
+        let LocalParts { bus, application, exporter } = parts;
         let servers = Arc::new(FixedServers::new([own_server(rules)]));
         let view = ClusterView {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             ..ClusterView::new(&rules.server_id, servers)
         };
         let service = application.embed(bus.clone(), view).await.map_err(refused)?;
@@ -71,22 +83,33 @@ impl Hosting {
     pub async fn in_cluster(
         parts: LocalParts,
         plan: HostingPlan,
+        grpc: Option<Arc<GrpcLink>>,
         rules: &Rules,
         mailboxes: &[Arc<Mailbox>],
         discovery: &Discovery,
     ) -> Result<Self, ControlError> {
-        let LocalParts { bus, application } = parts;
-        let outlet = Outlet::open(plan.nats)
-            .await
-            .map_err(|error| ControlError::Application(error.to_string()))?;
-        let link = outlet.link().clone();
-        let payload_bytes_max = link.payload_bytes_max();
-        bus.join_cluster(Arc::new(link));
+        let LocalParts { bus, application, exporter } = parts;
+        let outlet = match plan.nats {
+            Some(nats) => Some(
+                Outlet::open(nats)
+                    .await
+                    .map_err(|error| ControlError::Application(error.to_string()))?,
+            ),
+            None => None,
+        };
+        let mut payload_bytes_max = MESSAGE_BYTES_MAX;
+        if let Some(outlet) = &outlet {
+            payload_bytes_max = outlet.link().payload_bytes_max();
+            bus.join_cluster(Arc::new(outlet.link().clone()));
+        } else if let Some(link) = grpc {
+            bus.join_cluster(link);
+        }
         let servers = Servers { tables: discovery.tables(), own: Arc::new(own_server(rules)) };
         let view = ClusterView {
             request_timeout: Duration::from_millis(rules.request_timeout_ms),
             is_frontend: true,
             frontend_type: Some(rules.server_type.clone()),
+            exporter: Some(exporter),
             is_loop_back_allowed: plan.is_loop_back_allowed,
             ..ClusterView::new(&rules.server_id, Arc::new(servers))
         };
@@ -94,14 +117,16 @@ impl Hosting {
         let service = match application.embed(bus.clone(), view).await {
             Ok(service) => service,
             Err(error) => {
-                outlet.close().await;
+                if let Some(outlet) = outlet {
+                    outlet.close().await;
+                }
                 return Err(refused(error));
             }
         };
         service.set_answer_bytes_max(payload_bytes_max);
         let listeners = service.listen(discovery);
         bus.open(service.clone(), mailboxes.to_vec());
-        Ok(Self { service, outlet: Some(outlet), _listeners: listeners })
+        Ok(Self { service, outlet, _listeners: listeners })
     }
 
     /// Tells the application that the end begins; it is still called.

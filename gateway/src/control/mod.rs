@@ -1,14 +1,19 @@
 //! Control: everything of a gateway that is not in the path of a message.
 //!
 //! One task follows the reactors' reports, the cluster's servers and the commands of the process's owner; others
-//! connect to NATS (connector.rs). It starts things in the order in which they can serve (bus, discovery, listeners)
-//! and stops them in the opposite one. It never sees a player's message.
+//! connect to NATS (connector.rs), or carry messages over gRPC (transport.rs). It starts things in the order in which
+//! they can serve (bus, discovery, listeners; joining.rs) and stops them in the opposite one. It never sees a player's
+//! message.
 
+pub mod cluster;
 pub mod connector;
 mod credentials;
+mod draining;
 mod edge;
 pub mod hosting;
+mod joining;
 pub mod plan;
+pub mod transport;
 pub mod upkeep;
 
 use std::sync::Arc;
@@ -17,8 +22,7 @@ use std::time::Duration;
 use shared::cluster::binding_writer::{BindingInlet, BindingWriter};
 use shared::cluster::discovery::{Discovery, DiscoveryError};
 use shared::cluster::etcd::EtcdError;
-use shared::config::Change;
-use shared::server::{METADATA_PROTOCOL, Server, ServerTable};
+use shared::server::ServerTable;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Readiness;
@@ -26,9 +30,10 @@ use crate::directory::Directory;
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::Report;
-use connector::Connector;
-use hosting::{Hosting, LocalParts};
-use plan::{ClusterPlan, Plan};
+use draining::end_of;
+use hosting::Hosting;
+use plan::Plan;
+use transport::Transport;
 use upkeep::{Reloaded, Upkeep};
 
 /// How long a full mailbox is waited for before it is tried again.
@@ -57,7 +62,9 @@ pub enum Command {
         /// What became of it.
         done: oneshot::Sender<Reloaded>,
     },
-    /// End: finish what runs, close, leave the cluster.
+    /// Let nobody in, and end when the players have left; at once unless `pitaya.session.drain.enabled` is set.
+    Drain,
+    /// End: finish what runs, close, leave the cluster. Ends the wait of a drain as well.
     Stop,
 }
 
@@ -65,12 +72,13 @@ pub enum Command {
 pub struct Control {
     plan: Arc<Plan>,
     mailboxes: Arc<[Arc<Mailbox>]>,
+    directory: Arc<Directory>,
     reports: mpsc::Receiver<Report>,
     commands: mpsc::Receiver<Command>,
     readiness: Arc<Readiness>,
     meters: Meters,
     upkeep: Upkeep,
-    connector: Option<Connector>,
+    transport: Option<Transport>,
     discovery: Option<Discovery>,
     tables: Option<watch::Receiver<Arc<ServerTable>>>,
     /// The application in this process, once it has started.
@@ -103,6 +111,9 @@ pub enum ControlError {
     /// The endpoints of the binding storage.
     #[error("binding storage: {0}")]
     Bindings(#[from] EtcdError),
+    /// The port that other servers call.
+    #[error("gRPC: {0}")]
+    Grpc(#[from] std::io::Error),
     /// The application in this process.
     #[error("the application cannot start: {0}")]
     Application(String),
@@ -122,19 +133,16 @@ impl Control {
         meters: Meters,
         upkeep: Upkeep,
     ) -> Self {
-        let connector = plan
-            .cluster
-            .as_ref()
-            .map(|cluster| Connector::new(cluster.nats.clone(), mailboxes.clone()));
         Self {
             plan,
             mailboxes,
+            directory: Arc::default(),
             reports,
             commands,
             readiness,
             meters,
             upkeep,
-            connector,
+            transport: None,
             discovery: None,
             tables: None,
             hosting: None,
@@ -146,120 +154,26 @@ impl Control {
         }
     }
 
+    /// Gives reactors the connections that they ask for.
+    pub fn with_transport(self, transport: Option<Transport>) -> Self {
+        Self { transport, ..self }
+    }
+
+    /// Knows who is connected, to wait for them.
+    pub fn with_directory(self, directory: Arc<Directory>) -> Self {
+        Self { directory, ..self }
+    }
+
     /// Keeps the binding storage up to date as well, if the plan has one.
     pub fn with_bindings(self, bindings: Option<BindingSource>) -> Self {
         Self { bindings, ..self }
-    }
-
-    /// Brings the gateway to where clients can be served: in the cluster, or joined with the application.
-    ///
-    /// Errors: what makes serving impossible; a NATS or etcd that is away does not, it is waited for.
-    pub async fn join(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
-        match local {
-            Some(local) if self.plan.cluster.is_none() => self.join_application(local).await,
-            local => self.join_cluster(local).await,
-        }
-    }
-
-    async fn join_application(&mut self, local: LocalParts) -> Result<(), ControlError> {
-        let (plan, mailboxes) = (self.plan.clone(), self.mailboxes.clone());
-        let game = Server {
-            id: format!("{}-application", plan.rules.server_id),
-            server_type: local.application.server_type().to_owned(),
-            metadata: std::collections::BTreeMap::new(),
-            frontend: false,
-            hostname: String::new(),
-        };
-        let started = Hosting::standalone(local, &plan.rules, &mailboxes);
-        self.hosting = Some(self.follow_until(started).await??);
-        self.meters.set_servers(&ServerTable::new([Arc::new(game)], 1));
-        Ok(())
-    }
-
-    async fn join_cluster(&mut self, local: Option<LocalParts>) -> Result<(), ControlError> {
-        let plan = self.plan.clone();
-        let Some(ClusterPlan { discovery, own, bindings, .. }) = &plan.cluster else {
-            return Ok(());
-        };
-        if let (Some(options), Some(BindingSource { holders, inlet })) =
-            (bindings, self.bindings.take())
-        {
-            let writer = BindingWriter::start(options, &own.server_type, &own.id, holders, inlet);
-            self.binding_writer = Some(writer?);
-        }
-        while !self.readiness.conditions().bus.iter().all(|is_connected| *is_connected) {
-            self.follow_start().await?;
-        }
-        let mut own = own.clone();
-        if self.is_pushes_refused {
-            own.metadata.remove(METADATA_PROTOCOL);
-        }
-        let discovery = Discovery::start(discovery.clone(), &own)?;
-        if let Err(error) = self.join_discovery(&discovery, local).await {
-            discovery.shutdown().await;
-            return Err(error);
-        }
-        let mut tables = discovery.tables();
-        let table = tables.borrow_and_update().clone();
-        self.post_servers(&table).await;
-        self.tables = Some(tables);
-        self.readiness.set_registered(discovery.is_registered());
-        self.discovery = Some(discovery);
-        Ok(())
-    }
-
-    /// Waits for the servers, starts the application, and announces this server.
-    async fn join_discovery(
-        &mut self,
-        discovery: &Discovery,
-        local: Option<LocalParts>,
-    ) -> Result<(), ControlError> {
-        let (plan, mailboxes) = (self.plan.clone(), self.mailboxes.clone());
-        let hosting_plan = plan.cluster.as_ref().and_then(|cluster| cluster.hosting.clone());
-        let hosted = async {
-            discovery.wait_synced().await;
-            let Some((local, hosting)) = local.zip(hosting_plan) else { return Ok(None) };
-            let started =
-                Hosting::in_cluster(local, hosting, &plan.rules, &mailboxes, discovery).await?;
-            Ok::<_, ControlError>(Some(started))
-        };
-        // Boxed, because an application's start is a large future that most gateways never need.
-        self.hosting = self.follow_until(Box::pin(hosted)).await??;
-        self.follow_until(discovery.register()).await
-    }
-
-    /// Waits for `work` while reports and commands are followed.
-    async fn follow_until<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ControlError> {
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                followed = self.follow_start() => followed?,
-            }
-        }
-    }
-
-    /// Waits for one report or command while the gateway does not serve yet: NATS may be lost again while etcd is
-    /// waited for. May be dropped at any time.
-    async fn follow_start(&mut self) -> Result<(), ControlError> {
-        tokio::select! {
-            report = self.reports.recv() => match report {
-                Some(report) => self.handle_report(report),
-                None => return Err(ControlError::Stopped),
-            },
-            command = self.commands.recv() => match command {
-                Some(Command::Move { .. }) => {}
-                Some(Command::Reload { done }) => self.reload(done).await,
-                Some(Command::Stop) | None => return Err(ControlError::Stopped),
-            },
-        }
-        Ok(())
     }
 
     /// Follows the gateway until it is told to stop.
     pub async fn run(mut self) {
         let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
         let mut look = tokio::time::interval(REGISTRATION_LOOK);
+        let mut draining = None;
         loop {
             tokio::select! {
                 _ = rotation.tick() => self.meters.rotate(),
@@ -271,8 +185,16 @@ impl Control {
                 command = self.commands.recv() => match command {
                     Some(Command::Move { from, to, done }) => self.move_connections(from, to, done),
                     Some(Command::Reload { done }) => self.reload(done).await,
+                    Some(Command::Drain) if draining.is_some() => {}
+                    Some(Command::Drain) => {
+                        draining = self.begin_draining().await;
+                        if draining.is_none() {
+                            break;
+                        }
+                    }
                     Some(Command::Stop) | None => break,
                 },
+                () = end_of(&mut draining) => break,
                 bans = self.upkeep.bans_changed() => {
                     for mailbox in self.mailboxes.iter() {
                         post(mailbox, Mail::Bans(bans.clone())).await;
@@ -298,25 +220,11 @@ impl Control {
                 for mailbox in self.mailboxes.iter() {
                     post(mailbox, Mail::Rules(rules.clone())).await;
                 }
-                for change in &renewal.changed {
-                    let Change { key, before, after } = change;
-                    tracing::info!(key, before, after, "changed");
-                }
-                for change in &renewal.needs_restart {
-                    let Change { key, before, after } = change;
-                    tracing::warn!(key, before, after, "takes effect at the next start");
-                }
-                tracing::info!("the configuration was read again");
                 Ok(renewal)
             }
-            Err(mistakes) => {
-                for mistake in &mistakes {
-                    tracing::error!("{mistake}");
-                }
-                tracing::error!("the configuration is wrong; nothing has changed");
-                Err(mistakes)
-            }
+            Err(mistakes) => Err(mistakes),
         };
+        upkeep::log(&outcome);
         // Whoever asked may have gone.
         let _ = done.send(outcome);
     }
@@ -348,17 +256,17 @@ impl Control {
                 tracing::info!(reactor, driver = %chosen, "reactor runs");
             }
             Report::BusWanted { reactor } => {
-                if let Some(connector) = &self.connector {
-                    connector.connect(reactor);
+                if let Some(transport) = &mut self.transport {
+                    transport.connect(reactor, &self.mailboxes);
                 }
             }
             Report::BusReady { reactor, address } => {
-                tracing::info!(reactor, address, "connected to NATS");
+                tracing::info!(reactor, address, "the bus is connected");
                 self.readiness.set_bus(reactor, true);
             }
             Report::BusServers { addresses } => {
-                if let Some(connector) = &self.connector {
-                    connector.learn(&addresses);
+                if let Some(transport) = &self.transport {
+                    transport.learn(&addresses);
                 }
             }
             Report::BusLost { reactor } => self.readiness.set_bus(reactor, false),
@@ -402,10 +310,7 @@ impl Control {
     /// Listeners close first; the cluster is left before anything is torn down; requests in flight are finished.
     async fn stop(mut self) {
         tracing::info!("stopping: no new connections; requests in flight are finished");
-        self.readiness.set_listeners(false);
-        for mailbox in self.mailboxes.iter() {
-            post(mailbox, Mail::Unlisten).await;
-        }
+        self.unlisten().await;
         if let Some(discovery) = &self.discovery {
             discovery.leave().await;
         }
@@ -430,6 +335,9 @@ impl Control {
         }
         if let Some(hosting) = self.hosting.take() {
             hosting.stop(Duration::from_millis(grace_ms)).await;
+        }
+        if let Some(transport) = self.transport.take() {
+            transport.stop().await;
         }
         if let Some(discovery) = self.discovery.take() {
             discovery.shutdown().await;

@@ -7,31 +7,24 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shared::agent::{AgentRules, HandshakeCheck};
-use shared::cluster::binding_writer::BindingOptions;
-use shared::cluster::discovery::DiscoveryOptions;
 use shared::config::{Config, Sources};
 use shared::dictionary::Dictionary;
 use shared::error::Serializer;
 use shared::go;
 use shared::handshake::{HandshakeOptions, HandshakeResponses};
 use shared::limiter::LimiterRule;
-use shared::nats::{ConnectOptions, NatsUrl};
 use shared::packet;
 use shared::router::Policy;
 use shared::routing::{Routing, Rule};
-use shared::server::{METADATA_PROTOCOL, METADATA_WINDOW, PROTOCOL_PUSHES, Server};
 use shared::websocket::frame::FrameLimits;
 use shared::websocket::upgrade::UpgradeLimits;
 
-use worker::nats::NatsSettings;
-
-use super::connector::NatsPlan;
-use super::credentials;
-use super::edge;
-use super::hosting::HostingPlan;
+pub use super::cluster::ClusterPlan;
+use super::{cluster, edge};
 use crate::bus::targets::TargetLimits;
 use crate::clock::Clock;
 use crate::driver::Kind;
+use crate::forward::{NO_RESPONDERS, UNREACHABLE};
 use crate::limits::LimitRules;
 use crate::listener::{self, Service};
 use crate::logging::LogLevel;
@@ -71,22 +64,6 @@ pub struct Plan {
     pub log: Option<LogLevel>,
     /// What else the rules depend on.
     pub(crate) kind: GatewayKind,
-}
-
-/// NATS and etcd.
-pub struct ClusterPlan {
-    /// How to connect to NATS.
-    pub nats: NatsPlan,
-    /// Trust and identity for NATS servers that ask for TLS.
-    pub tls: Arc<rustls::ClientConfig>,
-    /// How to join the cluster.
-    pub discovery: DiscoveryOptions,
-    /// What others see of this server.
-    pub own: Server,
-    /// How the hosted application reaches others, if there is one.
-    pub hosting: Option<HostingPlan>,
-    /// Where others find who is bound here, if they are to.
-    pub bindings: Option<BindingOptions>,
 }
 
 impl Plan {
@@ -171,7 +148,7 @@ impl Plan {
         }
         let window = application.as_ref().map(worker::App::window);
         let cluster = (!is_standalone)
-            .then(|| cluster(config, rules.as_ref(), window, &mut mistakes))
+            .then(|| cluster::plan(config, rules.as_ref(), window, &mut mistakes))
             .flatten();
         let admin = admin_addresses(config, &mut mistakes);
         let driver = driver(config);
@@ -195,6 +172,11 @@ impl Plan {
             }),
             _ => Err(mistakes),
         }
+    }
+
+    /// Whether the players are waited for after SIGTERM.
+    pub fn is_draining(&self) -> bool {
+        self.config.bool("pitaya.session.drain.enabled")
     }
 
     /// The application, once.
@@ -291,7 +273,7 @@ fn dictionary(
     dictionary
 }
 
-fn milliseconds(config: &Config, key: &str) -> u64 {
+pub(super) fn milliseconds(config: &Config, key: &str) -> u64 {
     config.duration(key).as_millis() as u64
 }
 
@@ -305,7 +287,9 @@ pub(super) fn rules(
         Serializer::from_number(config.int("pitaya.serializertype")).unwrap_or(Serializer::Json);
     let is_compressing = config.bool("pitaya.handler.messages.compression");
     let packet_bytes_max = config.size("pitaya.gateway.packet.maxbytes");
-    let request_timeout = config.duration("pitaya.cluster.rpc.client.nats.requesttimeout");
+    let transport = config.string("pitaya.cluster.rpc.transport");
+    let request_timeout =
+        config.duration(&format!("pitaya.cluster.rpc.client.{transport}.requesttimeout"));
     let dictionary = dictionary(config, kind.local.as_ref(), mistakes);
     let agent = agent_rules(config, &dictionary, serializer, is_compressing);
     let agent =
@@ -338,6 +322,7 @@ pub(super) fn rules(
         outbox_bytes_max: config.size("pitaya.gateway.outbox.maxbytes"),
         write_timeout_ms: milliseconds(config, "pitaya.buffer.agent.conntimeout"),
         request_timeout_ms: request_timeout.as_millis() as u64,
+        undelivered: if transport == "grpc" { UNREACHABLE } else { NO_RESPONDERS },
         request_timeout_text: go::go_duration::format(request_timeout),
         in_flight_connection_max: config.int("pitaya.gateway.inflight.connection") as u32,
         targets: TargetLimits {
@@ -394,59 +379,4 @@ fn limiter_rule(config: &Config) -> Option<LimiterRule> {
         limit: config.int(limit) as u32,
         interval_ms: milliseconds(config, interval),
     })
-}
-
-fn cluster(
-    config: &Config,
-    rules: Option<&Rules>,
-    application_window: Option<usize>,
-    mistakes: &mut Vec<String>,
-) -> Option<ClusterPlan> {
-    let rules = rules?;
-    let urls = NatsUrl::parse_list(config.string("pitaya.cluster.rpc.client.nats.connect"))
-        .map_err(|error| mistakes.push(error.to_string()));
-    let auth = credentials::auth(config).map_err(|error| mistakes.push(error));
-    let tls = credentials::tls(config).map_err(|error| mistakes.push(error));
-    let client = |name: &str| format!("pitaya.cluster.rpc.client.nats.{name}");
-    let options = ConnectOptions {
-        name: format!("{}/{}", rules.server_type, rules.server_id),
-        auth: auth.ok()?,
-        tls_required: false,
-        ping_interval_ms: milliseconds(config, &client("pinginterval")),
-        pings_outstanding_max: config.int(&client("maxpingsoutstanding")) as u32,
-        connect_timeout_ms: milliseconds(config, &client("connectiontimeout")),
-    };
-    let urls = urls.ok()?;
-    let jitter =
-        if urls.iter().any(|url| url.tls) { "reconnectjittertls" } else { "reconnectjitter" };
-    let nats = NatsPlan {
-        connect_timeout: config.duration(&client("connectiontimeout")),
-        wait: config.duration(&client("reconnectwait")),
-        jitter: config.duration(&client(jitter)),
-        urls,
-        options,
-    };
-    let mut metadata = config.map("pitaya.server.metadata");
-    if let Some(window) = application_window {
-        metadata.insert(METADATA_WINDOW.to_owned(), window.to_string());
-    }
-    let hosting = application_window.map(|_| HostingPlan {
-        nats: NatsSettings::of(
-            config,
-            format!("{}/{}/application", rules.server_type, rules.server_id),
-        ),
-        is_loop_back_allowed: config.bool("pitaya.cluster.rpc.server.loopbackenabled"),
-    });
-    metadata.insert(METADATA_PROTOCOL.to_owned(), PROTOCOL_PUSHES.to_owned());
-    let own = Server {
-        id: rules.server_id.clone(),
-        server_type: rules.server_type.clone(),
-        metadata,
-        frontend: true,
-        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-    };
-    let bindings =
-        config.bool("pitaya.modules.bindingstorage.enabled").then(|| BindingOptions::new(config));
-    let discovery = DiscoveryOptions::new(config);
-    Some(ClusterPlan { nats, tls: tls.ok()?, discovery, own, hosting, bindings })
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use shared::bans::BanList;
 use shared::cluster::ban_keeper::{BanHandle, BanKeeper};
 use shared::cluster::etcd::EtcdError;
-use shared::config::{Config, Renewal, Sources};
+use shared::config::{Change, Config, Renewal, Sources};
 use shared::routing::Routing;
 
 use super::plan::{GatewayKind, Plan, rules};
@@ -139,6 +139,29 @@ impl Upkeep {
                 "the certificate for clients has ended; they refuse it until it is renewed"
             ),
             None => {}
+        }
+    }
+}
+
+/// Says in the log what a reload has changed, or why it has changed nothing.
+pub(super) fn log(outcome: &Reloaded) {
+    match outcome {
+        Ok(renewal) => {
+            for change in &renewal.changed {
+                let Change { key, before, after } = change;
+                tracing::info!(key, before, after, "changed");
+            }
+            for change in &renewal.needs_restart {
+                let Change { key, before, after } = change;
+                tracing::warn!(key, before, after, "takes effect at the next start");
+            }
+            tracing::info!("the configuration was read again");
+        }
+        Err(mistakes) => {
+            for mistake in mistakes {
+                tracing::error!("{mistake}");
+            }
+            tracing::error!("the configuration is wrong; nothing has changed");
         }
     }
 }

@@ -7,7 +7,8 @@ mod chat;
 #[path = "../../../worker/examples/cluster.rs"]
 mod cluster;
 
-use crate::world::{SOON, World, error_of, tcp, until_answered};
+use crate::servers::Redis;
+use crate::world::{SOON, World, error_of, free_address, tcp, until, until_answered};
 
 #[test]
 fn the_chat_tells_everybody_who_comes_and_what_they_say() {
@@ -34,11 +35,13 @@ fn the_chat_tells_everybody_who_comes_and_what_they_say() {
 }
 
 #[test]
-fn rooms_ask_the_metagame_for_gold() {
+fn rooms_ask_the_metagame_for_gold_also_while_redis_is_away() {
     let world = World::new();
     let gateway = world.gateway("uring", &[]);
-    let room = world.application(cluster::room(), "room-1");
-    let metagame = world.application(cluster::metagame(), "metagame-1");
+    let nowhere = free_address().to_string();
+    let redis = [("pitaya.worker.redis.serverurl", nowhere.as_str())];
+    let room = world.application_with(cluster::room(), "room-1", &redis);
+    let metagame = world.application_with(cluster::metagame(), "metagame-1", &redis);
     let mut client = tcp(&gateway);
     let stranger = until_answered_or_coded(&mut client, r#"{"price":30}"#);
     assert!(stranger.contains("RM-401"), "{stranger}");
@@ -55,9 +58,38 @@ fn rooms_ask_the_metagame_for_gold() {
     gateway.stop();
 }
 
+#[test]
+fn a_coupon_waits_in_redis_for_a_metagame_and_is_paid_once() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let world = World::new();
+    let gateway = world.gateway("uring", &[]);
+    let address = redis.address();
+    let settings = [("pitaya.worker.redis.serverurl", address.as_str())];
+    let room = world.application_with(cluster::room(), "room-1", &settings);
+    let mut client = tcp(&gateway);
+    let coupon = br#"{"number":"spring","gold":50}"#;
+    let jid = until_answered(&mut client, "room.room.redeem", coupon).text();
+    assert_eq!(jid.len(), 2 + 24, "{jid}");
+    client.request("room.room.redeem", coupon).unwrap();
+    let other = br#"{"number":"summer","gold":1000}"#;
+    client.request("room.room.redeem", other).unwrap();
+    client.request("room.room.entry", b"\"player-1\"").unwrap();
+
+    let metagame = world.application_with(cluster::metagame(), "metagame-1", &settings);
+    // Jobs run one after the other: when the last one has been paid, so have those before it.
+    let bought = until("the coupons are paid", || {
+        let answer = client.request("room.room.buy", br#"{"price":1000}"#).unwrap();
+        (!answer.is_error).then(|| answer.text())
+    });
+    assert_eq!(bought, r#"{"gold":150,"level":7}"#, "50 were paid once, not twice");
+    world.stop_worker(metagame);
+    world.stop_worker(room);
+    gateway.stop();
+}
+
 /// Asks to buy until the room is there, and gives its refusal.
 fn until_answered_or_coded(client: &mut client::raw::RawClient, body: &str) -> String {
-    crate::world::until("the room answers", || {
+    until("the room answers", || {
         let answer = client.request("room.room.buy", body.as_bytes()).unwrap().text();
         (!answer.contains("PIT-")).then_some(answer)
     })

@@ -7,7 +7,9 @@ use proto::Message as _;
 use worker::prelude::*;
 
 use crate::backend::{server_subject, user_request};
-use crate::world::{DRIVERS, GATE, SOON, World, error_of, tcp, until, until_answered, web_socket};
+use crate::world::{
+    DRIVERS, GATE, SOON, World, error_of, http_get, tcp, until, until_answered, web_socket,
+};
 
 #[derive(Deserialize)]
 struct Tell {
@@ -113,6 +115,39 @@ fn routes_of_the_own_type_run_here_and_others_in_the_cluster_with_the_same_sessi
         }
         gateway.stop();
     }
+}
+
+#[test]
+fn calls_of_a_hosted_application_are_measured_at_the_gateway() {
+    let world = World::new();
+    let metagame = App::new("metagame").remote("p.double", async |Pb(number): Pb<Number>| {
+        if number.value > 20 {
+            bail!("PIT-400", "too much")
+        }
+        Ok::<_, Error>(Pb(Number { value: number.value * 2 }))
+    });
+    let metagame = world.application(metagame, "metagame-1");
+    let gateway = world.hosting("uring", app(), &[]);
+    let mut client = tcp(&gateway);
+    let answer = until_answered(&mut client, "entry.ask", br#""metagame.p.double""#);
+    assert_eq!(answer.text(), "40");
+    error_of(&mut client, "entry.ask", br#""metagame.p.none""#);
+    let count = |route: &str, code: &str| {
+        let (_, page) = http_get(gateway.addresses().admin[0], "/metrics").unwrap();
+        let parts = [
+            "pitaya_handler_response_time_ns_count{".to_owned(),
+            "type=\"rpc\"".to_owned(),
+            format!("route=\"{route}\""),
+            format!("code=\"{code}\""),
+        ];
+        let line = page.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+    };
+    assert_eq!(count("metagame.p.double", ""), Some(1));
+    assert!(count("other", "PIT-404").is_some_and(|failed| failed >= 1));
+    assert_eq!(count("metagame.p.none", "PIT-404"), None, "nobody answers it");
+    world.stop_worker(metagame);
+    gateway.stop();
 }
 
 #[test]

@@ -6,7 +6,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "../support/fault_proxy.rs"]
+#[path = "../../../shared/tests/servers/fault_proxy.rs"]
 mod fault_proxy;
 #[path = "../../../shared/tests/servers/mod.rs"]
 mod servers;
@@ -22,12 +22,14 @@ mod bans;
 mod batches;
 mod bindings;
 mod discovery;
+mod draining;
 mod etcd_faults;
 mod examples;
 mod fan_out;
 mod hostile;
 mod hosting;
 mod hosting_events;
+mod jobs;
 mod lifecycle;
 mod moving;
 mod nats_faults;

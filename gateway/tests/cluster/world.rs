@@ -176,17 +176,18 @@ impl World {
 
     /// The same with these settings on top.
     pub(crate) fn worker_of(&self, id: &str, settings: &[(&str, &str)]) -> Worker {
-        self.configured(demo::app(DemoOptions { test_routes: true }), id, settings)
+        self.application_with(demo::app(DemoOptions { test_routes: true }), id, settings)
     }
 
     /// A worker of ours with any application.
     pub(crate) fn application(&self, app: App, id: &str) -> Worker {
-        self.configured(app, id, &[])
+        self.application_with(app, id, &[])
     }
 
-    fn configured(&self, app: App, id: &str, more: &[(&str, &str)]) -> Worker {
+    /// The same with these settings on top.
+    pub(crate) fn application_with(&self, app: App, id: &str, more: &[(&str, &str)]) -> Worker {
         let (nats, etcd) = (self.nats.url(), self.etcd.url());
-        let settings = [
+        let mut settings = vec![
             ("pitaya.nats.connect", nats.as_str()),
             ("pitaya.cluster.sd.etcd.endpoints", etcd.as_str()),
             ("pitaya.cluster.sd.etcd.shutdown.delay", "50ms"),
@@ -196,11 +197,9 @@ impl World {
             ("pitaya.admin.listen", "127.0.0.1:0"),
             ("pitaya.handler.queue.session", "1000"),
         ];
-        let settings: Vec<_> = settings
-            .iter()
-            .chain(more)
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        settings.extend(more);
+        let settings: Vec<_> =
+            settings.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         let config = Config::load(Binary::Worker, None, std::iter::empty(), &settings).unwrap();
         let (stop, stops) = mpsc::channel(4);
         let end = self.runtime.spawn(async move { app.run_until(&config, stops).await });

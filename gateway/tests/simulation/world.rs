@@ -153,7 +153,7 @@ impl World {
                     limits: limits.clone(),
                     clock: Clock::simulated(elapsed_us),
                     bus: BusParts {
-                        nats: Some(plan.cluster.as_ref().unwrap().tls.clone()),
+                        nats: Some(plan.cluster.as_ref().unwrap().transport.bus_tls()),
                         local: None,
                     },
                     driver: Kind::Auto,

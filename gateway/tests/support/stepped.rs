@@ -66,7 +66,10 @@ impl World {
             directory: Arc::new(Directory::default()),
             limits: Arc::new(Limits::new(1)),
             clock: Clock::start(),
-            bus: BusParts { nats: Some(plan.cluster.as_ref().unwrap().tls.clone()), local: None },
+            bus: BusParts {
+                nats: Some(plan.cluster.as_ref().unwrap().transport.bus_tls()),
+                local: None,
+            },
             driver,
             reports: send_report,
             meter: cores.remove(0),

@@ -315,7 +315,12 @@ impl Store {
         let key = self.identity_key.clone().into_bytes();
         let fresh = format!("{:032x}", fastrand::u128(..)).into_bytes();
         let is_absent = Compare::equal(key.clone(), CompareValue::CreateRevision(0));
-        let put = PutRequest { key: key.clone(), value: fresh.clone(), lease: 0 };
+        let put = PutRequest {
+            key: key.clone(),
+            value: fresh.clone(),
+            lease: 0,
+            ..PutRequest::default()
+        };
         let read = RangeRequest { key, ..RangeRequest::default() };
         let request = TxnRequest::new(
             vec![is_absent],
@@ -344,7 +349,10 @@ impl Store {
             }
             None => 0,
         };
-        self.client.put(PutRequest { key, value: ban.encode(), lease }).await.map(drop)
+        self.client
+            .put(PutRequest { key, value: ban.encode(), lease, ..PutRequest::default() })
+            .await
+            .map(drop)
     }
 
     fn subject_of(&self, key: &[u8]) -> Option<Subject> {

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::bindings::{key, store_options};
 use super::etcd::{
     Client, Compare, CompareValue, DeleteRangeRequest, EtcdError, PutRequest, RequestOp,
-    StoreOptions, TxnRequest,
+    ResponseOp, StoreOptions, TxnRequest,
 };
 use super::retry::Retry;
 use crate::config::Config;
@@ -48,6 +48,10 @@ pub trait Holders: Send + Sync + 'static {
 /// Called when a binding is in the storage, or when it is not worth waiting for.
 pub type Confirm = Box<dyn FnOnce() + Send>;
 
+/// Called with a user who was just bound here and the id of the server whose entry that has replaced. Only here is it
+/// known without a gap: of two frontends that bind a user at the same time, one replaces the other's entry.
+pub type Replaced = Box<dyn Fn(&str, &str) + Send + Sync>;
+
 /// What somebody noted.
 enum Note {
     Bound { uid: Box<str>, confirm: Confirm },
@@ -65,6 +69,14 @@ pub struct BindingNotes {
 pub struct BindingInlet {
     receiver: mpsc::Receiver<Note>,
     is_overrun: Arc<AtomicBool>,
+    replaced: Option<Replaced>,
+}
+
+impl BindingInlet {
+    /// Makes the writer tell whose entries binds have replaced, before it confirms them.
+    pub fn telling(self, replaced: Replaced) -> Self {
+        Self { replaced: Some(replaced), ..self }
+    }
 }
 
 impl BindingNotes {
@@ -74,7 +86,7 @@ impl BindingNotes {
         let is_overrun = Arc::new(AtomicBool::new(false));
         (
             Self { sender, is_overrun: Arc::clone(&is_overrun) },
-            BindingInlet { receiver, is_overrun },
+            BindingInlet { receiver, is_overrun, replaced: None },
         )
     }
 
@@ -131,7 +143,7 @@ impl BindingWriter {
         server_type: &str,
         server_id: &str,
         holders: Arc<dyn Holders>,
-        inlet: BindingInlet,
+        mut inlet: BindingInlet,
     ) -> Result<Self, EtcdError> {
         let entries = Entries {
             client: Client::new(&options.store, CALL_TIMEOUT)?,
@@ -148,6 +160,7 @@ impl BindingWriter {
             changes: VecDeque::new(),
             changes_max: NOTES_MAX,
             is_in_trouble: false,
+            replaced: inlet.replaced.take(),
             retry: Retry::new("writing bindings to etcd", RETRY_INTERVAL_MAX),
         };
         let (stop, stopped) = oneshot::channel();
@@ -182,6 +195,7 @@ struct Writer {
     /// More than this are not kept; everything is written anew instead.
     changes_max: usize,
     is_in_trouble: bool,
+    replaced: Option<Replaced>,
     retry: Retry,
 }
 
@@ -189,6 +203,8 @@ struct Writer {
 struct Change {
     uid: Box<str>,
     noted: Instant,
+    /// Whether a session has bound the user; otherwise one has let go, or everything is written anew.
+    is_bind: bool,
     confirm: Option<Confirm>,
 }
 
@@ -199,7 +215,7 @@ struct Lease {
 
 impl Writer {
     async fn run(mut self, inlet: BindingInlet, mut stopped: oneshot::Receiver<()>) {
-        let BindingInlet { mut receiver, is_overrun } = inlet;
+        let BindingInlet { mut receiver, is_overrun, .. } = inlet;
         let mut notes = Vec::new();
         let mut next_try = Instant::now();
         loop {
@@ -229,15 +245,15 @@ impl Writer {
     }
 
     fn take(&mut self, note: Note) {
-        let (uid, confirm) = match note {
+        let (uid, is_bind, confirm) = match note {
             Note::Bound { uid, confirm } if self.is_in_trouble => {
                 confirm();
-                (uid, None)
+                (uid, true, None)
             }
-            Note::Bound { uid, confirm } => (uid, Some(confirm)),
-            Note::Unbound { uid } => (uid, None),
+            Note::Bound { uid, confirm } => (uid, true, Some(confirm)),
+            Note::Unbound { uid } => (uid, false, None),
         };
-        self.changes.push_back(Change { uid, noted: Instant::now(), confirm });
+        self.changes.push_back(Change { uid, noted: Instant::now(), is_bind, confirm });
     }
 
     /// One step; returns when the next one may be made.
@@ -281,7 +297,8 @@ impl Writer {
             self.changes.iter().take(BATCH_MAX).map(|change| &*change.uid).collect();
         let (held, gone): (Vec<&str>, Vec<&str>) =
             batch.into_iter().partition(|uid| self.holders.holds(uid));
-        self.entries.write(&held, lease).await?;
+        let before = self.entries.write(&held, lease, self.replaced.is_some()).await?;
+        self.tell_replaced(&before);
         self.entries.remove(&gone).await?;
         let done = self.changes.drain(..BATCH_MAX.min(self.changes.len()));
         done.filter_map(|change| change.confirm).for_each(|confirm| confirm());
@@ -294,6 +311,17 @@ impl Writer {
         Ok(())
     }
 
+    /// Tells whose entries the binds among the changes under way have replaced.
+    fn tell_replaced(&self, before: &[(&str, String)]) {
+        let Some(replaced) = &self.replaced else { return };
+        for (uid, server_id) in before {
+            let is_bound = |change: &Change| change.is_bind && &*change.uid == *uid;
+            if self.changes.iter().take(BATCH_MAX).any(is_bound) {
+                replaced(uid, server_id);
+            }
+        }
+    }
+
     /// Writes everybody who is held on a new lease; giving the old one back removes the rest.
     fn start_anew(&mut self) {
         if let Some(lease) = self.lease.take() {
@@ -302,7 +330,8 @@ impl Writer {
         self.confirm_all();
         let noted = Instant::now();
         let all = self.holders.all().into_iter();
-        self.changes = all.map(|uid| Change { uid, noted, confirm: None }).collect();
+        self.changes =
+            all.map(|uid| Change { uid, noted, is_bind: false, confirm: None }).collect();
         self.changes_max = self.changes.len() + NOTES_MAX;
     }
 
@@ -336,16 +365,28 @@ impl Writer {
 }
 
 impl Entries {
-    async fn write(&self, uids: &[&str], lease: i64) -> Result<(), EtcdError> {
+    /// Writes the users' entries; returns those that named another server before, if that is asked for.
+    async fn write<'a>(
+        &self,
+        uids: &[&'a str],
+        lease: i64,
+        prev_kv: bool,
+    ) -> Result<Vec<(&'a str, String)>, EtcdError> {
         if uids.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let value = self.server_id.as_bytes();
         let put = |uid: &&str| {
-            RequestOp::Put(PutRequest { key: self.key(uid), value: value.to_vec(), lease })
+            RequestOp::Put(PutRequest { key: self.key(uid), value: value.to_vec(), lease, prev_kv })
         };
         let steps = uids.iter().map(put).collect();
-        self.client.txn(TxnRequest::new(vec![], steps, vec![])).await.map(drop)
+        let written = self.client.txn(TxnRequest::new(vec![], steps, vec![])).await?;
+        let before = uids.iter().zip(written.into_responses()).filter_map(|(uid, response)| {
+            let ResponseOp::Put(put) = response else { return None };
+            let before = String::from_utf8(put.prev_kv?.value).ok()?;
+            (before != self.server_id).then_some((*uid, before))
+        });
+        Ok(before.collect())
     }
 
     /// All at once if all are still ours, which is the rule; otherwise one by one.

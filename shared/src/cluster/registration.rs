@@ -208,7 +208,12 @@ impl Registration {
     }
 
     fn put(&self, value: &[u8], lease: &Lease) -> PutRequest {
-        PutRequest { key: self.key.clone(), value: value.to_vec(), lease: lease.id }
+        PutRequest {
+            key: self.key.clone(),
+            value: value.to_vec(),
+            lease: lease.id,
+            ..PutRequest::default()
+        }
     }
 
     /// Marks the record, if it is still ours, so that its end is not taken for a crash.

@@ -1,28 +1,22 @@
-//! A real etcd for one test: on free ports, with its data in a directory of its own, gone when the test ends.
+//! What tests do to an etcd by hand: keys, leases, alarms, users.
 //!
-//! What tests do to it by hand goes through its JSON gateway, so that it does not depend on the client under test.
+//! It goes through etcd's JSON gateway, so that it does not depend on the client under test. The server itself is
+//! started by `servers`, which the test includes as well.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::{SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use data_encoding::BASE64;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-#[allow(clippy::duplicate_mod, reason = "the worker's tests start all kinds of servers")]
-mod guarded;
+use crate::servers;
 
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A running etcd, or one that was stopped and can be started again on the same port and data.
+/// An etcd whose data can be changed by hand.
 pub(crate) struct Etcd {
-    directory: TempDir,
-    client_port: u16,
-    peer_port: u16,
-    process: Option<Child>,
+    server: servers::Etcd,
     /// Of the root user, once authentication is on.
     token: Option<String>,
 }
@@ -30,53 +24,12 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> Self {
-        // Somebody else may take a port between the look and the use, so a server that ends at once is tried again.
-        for _ in 0..5 {
-            let [client_port, peer_port] = free_ports();
-            let directory = tempfile::tempdir().expect("a temporary directory");
-            let mut etcd = Self { directory, client_port, peer_port, process: None, token: None };
-            if etcd.try_start() {
-                return etcd;
-            }
-            eprintln!("etcd did not start:\n{}", etcd.log());
-        }
-        panic!("etcd did not start five times in a row");
+        Self { server: servers::Etcd::start(), token: None }
     }
 
     /// `host:port` for clients.
     pub(crate) fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
-    }
-
-    /// Kills it as a crash would; the data stays.
-    pub(crate) fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            // It may have ended by itself.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-
-    /// Starts it again on the same port and data.
-    pub(crate) fn restart(&mut self) {
-        self.kill();
-        assert!(self.try_start(), "etcd did not start again:\n{}", self.log());
-    }
-
-    /// Deletes all data. Only while it does not run.
-    pub(crate) fn wipe(&mut self) {
-        assert!(self.process.is_none(), "the data of a running etcd cannot be wiped");
-        std::fs::remove_dir_all(self.directory.path().join("data")).expect("the data directory");
-    }
-
-    /// Stops it from doing anything; its connections stay open.
-    pub(crate) fn pause(&self) {
-        self.signal("STOP");
-    }
-
-    /// Lets it go on after [`Etcd::pause`].
-    pub(crate) fn resume(&self) {
-        self.signal("CONT");
+        self.address().to_string()
     }
 
     /// Writes a key, on a lease unless that is 0.
@@ -148,56 +101,27 @@ impl Etcd {
         self.token = answer["token"].as_str().map(str::to_owned);
     }
 
-    fn try_start(&mut self) -> bool {
-        let client_url = format!("http://127.0.0.1:{}", self.client_port);
-        let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
-        let log = std::fs::File::create(self.log_path()).expect("a log file");
-        let mut command = guarded::command(binary());
-        command
-            .args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
-            .arg("--data-dir")
-            .arg(self.directory.path().join("data"))
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("test={peer_url}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let child = guarded::spawn(command).expect("etcd can be started");
-        let process = self.process.insert(child);
-        let started_at = Instant::now();
-        while process.try_wait().expect("the state of etcd").is_none() {
-            if is_healthy(self.client_port) {
-                return true;
-            }
-            assert!(started_at.elapsed() < START_TIMEOUT, "etcd does not become healthy");
-            thread::sleep(Duration::from_millis(20));
-        }
-        self.process = None;
-        false
-    }
-
     fn post(&self, path: &str, body: &Value) -> Value {
         // etcd takes an empty token for a wrong one.
         let token = self.token.as_ref().map(|token| format!("\r\nAuthorization: {token}"));
         let head = format!("POST /v3/{path} HTTP/1.0{}", token.unwrap_or_default());
-        let (status, answer) = http(self.client_port, &head, &body.to_string()).expect("an answer");
+        let (status, answer) = http(self.address(), &head, &body.to_string()).expect("an answer");
         assert_eq!(status, 200, "{path} {body}: {answer}");
         serde_json::from_str(&answer).expect("a JSON answer")
     }
+}
 
-    fn signal(&self, name: &str) {
-        let id = self.process.as_ref().expect("etcd runs").id();
-        let status = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
-        assert!(status.expect("a shell").success(), "cannot send {name} to etcd");
+impl Deref for Etcd {
+    type Target = servers::Etcd;
+
+    fn deref(&self) -> &servers::Etcd {
+        &self.server
     }
+}
 
-    fn log_path(&self) -> PathBuf {
-        self.directory.path().join("log")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+impl DerefMut for Etcd {
+    fn deref_mut(&mut self) -> &mut servers::Etcd {
+        &mut self.server
     }
 }
 
@@ -206,47 +130,12 @@ impl Drop for Etcd {
         if thread::panicking() {
             eprintln!("log of etcd:\n{}", self.log());
         }
-        self.kill();
     }
-}
-
-/// Two different ports that are free at this moment.
-fn free_ports() -> [u16; 2] {
-    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("an address").port())
-}
-
-/// The program: named by `DRAGONFRUIT_ETCD`, or in the search path, or in `.servers` of the repository
-/// or a directory below it.
-fn binary() -> PathBuf {
-    if let Some(named) = std::env::var_os("DRAGONFRUIT_ETCD") {
-        let named = PathBuf::from(named);
-        assert!(named.is_file(), "DRAGONFRUIT_ETCD names {}, which is not there", named.display());
-        return named;
-    }
-    let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.servers");
-    let installed = std::fs::read_dir(&servers).into_iter().flatten().flatten();
-    let search_path = std::env::var_os("PATH").unwrap_or_default();
-    let mut candidates = std::env::split_paths(&search_path)
-        .chain([servers.clone()])
-        .chain(installed.map(|entry| entry.path()))
-        .map(|directory| directory.join("etcd"));
-    candidates.find(|candidate| candidate.is_file()).unwrap_or_else(|| {
-        panic!(
-            "\n\nThese tests need a real etcd and found none: not in PATH and not in {}.\n\
-             Install the package etcd or etcd-server, or set DRAGONFRUIT_ETCD to the program.\n",
-            servers.display()
-        )
-    })
-}
-
-fn is_healthy(port: u16) -> bool {
-    matches!(http(port, "GET /health HTTP/1.0", ""), Ok((200, body)) if body.contains("true"))
 }
 
 /// One exchange. HTTP/1.0: the answer ends with the connection, and is not cut into chunks.
-fn http(port: u16, head: &str, body: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+fn http(address: SocketAddr, head: &str, body: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let length = body.len();
     write!(stream, "{head}\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
@@ -258,32 +147,10 @@ fn http(port: u16, head: &str, body: &str) -> std::io::Result<(u16, String)> {
     Ok((status.ok_or_else(malformed)?, body.to_owned()))
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
 fn base64(text: &str) -> String {
-    let mut out = String::new();
-    for chunk in text.as_bytes().chunks(3) {
-        let bits = chunk.iter().fold(0_usize, |bits, byte| bits << 8 | usize::from(*byte));
-        let bits = bits << (8 * (3 - chunk.len()));
-        for index in 0..4 {
-            let digit = char::from(BASE64[bits >> (18 - 6 * index) & 0x3f]);
-            out.push(if index <= chunk.len() { digit } else { '=' });
-        }
-    }
-    out
+    BASE64.encode(text.as_bytes())
 }
 
 fn unbase64(text: &str) -> String {
-    let mut out = Vec::new();
-    let (mut bits, mut bit_count) = (0_usize, 0);
-    for digit in text.bytes().filter(|digit| *digit != b'=') {
-        let value = BASE64.iter().position(|known| *known == digit).expect("a digit of base64");
-        bits = (bits << 6 | value) & 0xffff;
-        bit_count += 6;
-        if bit_count >= 8 {
-            bit_count -= 8;
-            out.push((bits >> bit_count) as u8);
-        }
-    }
-    String::from_utf8(out).expect("text")
+    String::from_utf8(BASE64.decode(text.as_bytes()).expect("base64")).expect("text")
 }

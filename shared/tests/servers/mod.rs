@@ -12,6 +12,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -63,13 +64,14 @@ impl Nats {
         command.args(["-a", "127.0.0.1", "-p", &port, "--ports_file_dir"]).arg(&directory);
         command.args(&self.arguments);
         self.process.spawn();
-        self.port = self.process.wait_for("its port", || {
+        let port = self.process.wait_for("its port", || {
             let file = fs::read_dir(&directory).ok()?.next()?.ok()?;
             let text = fs::read_to_string(file.path()).ok()?;
             // {"nats":["nats://127.0.0.1:4222"]}
             let port = text.split("127.0.0.1:").nth(1)?.split('"').next()?.parse().ok()?;
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok().map(|_| port)
         });
+        self.port = port.unwrap();
     }
 
     /// Where clients connect.
@@ -80,26 +82,6 @@ impl Nats {
     /// The address as clients are configured with it, without credentials.
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
-    }
-
-    /// Ends the server in good order and waits for its end.
-    pub(crate) fn stop(&mut self) {
-        self.process.stop();
-    }
-
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
     }
 
     /// Has the server announce its end and send its clients away.
@@ -130,25 +112,26 @@ pub(crate) struct Etcd {
 impl Etcd {
     /// Starts a server and waits until it answers.
     pub(crate) fn start() -> Self {
-        let process = Process::new("etcd", "DRAGONFRUIT_ETCD");
-        let [client_port, peer_port] = free_ports();
-        let mut etcd = Self { process, client_port, peer_port };
-        etcd.launch();
-        etcd
+        on_free_ports(|[client_port, peer_port]| {
+            let process = Process::new("etcd", "DRAGONFRUIT_ETCD");
+            let mut etcd = Self { process, client_port, peer_port };
+            etcd.launch().map(|()| etcd)
+        })
     }
 
-    fn launch(&mut self) {
+    fn launch(&mut self) -> Result<(), String> {
         let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let data = self.process.directory().join("data");
         let command = self.process.command();
-        command.args(["--name", "test", "--data-dir"]).arg(data);
+        command.args(["--name", "test", "--logger", "zap", "--log-level", "warn"]);
+        command.arg("--data-dir").arg(data);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("test={peer}")]);
         self.process.spawn();
         let address = self.address();
-        self.process.wait_for("its health", || is_healthy(address).then_some(()));
+        self.process.wait_for("its health", || is_healthy(address).then_some(()))
     }
 
     /// Where clients connect.
@@ -161,37 +144,17 @@ impl Etcd {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 
-    /// Ends the server in good order and waits for its end.
-    pub(crate) fn stop(&mut self) {
-        self.process.stop();
-    }
-
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
-    }
-
     /// Ends the server, and starts it again on its ports without its data.
     pub(crate) fn restart_empty(&mut self) {
         self.process.kill();
         fs::remove_dir_all(self.process.directory().join("data")).unwrap();
-        self.launch();
+        self.launch().unwrap();
     }
 
     /// Starts the server again on its ports and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
-        self.launch();
+        self.launch().unwrap();
     }
 }
 
@@ -206,13 +169,13 @@ impl Redis {
     pub(crate) fn start(arguments: &[&str]) -> Option<Self> {
         let (name, variable) = ("redis-server", "DRAGONFRUIT_REDIS_SERVER");
         find(name, variable)?;
-        let [port] = free_ports();
-        let mut redis = Self { process: Process::new(name, variable), port };
-        redis.launch(arguments);
-        Some(redis)
+        Some(on_free_ports(|[port]| {
+            let mut redis = Self { process: Process::new(name, variable), port };
+            redis.launch(arguments).map(|()| redis)
+        }))
     }
 
-    fn launch(&mut self, arguments: &[&str]) {
+    fn launch(&mut self, arguments: &[&str]) -> Result<(), String> {
         let directory = self.process.directory().to_owned();
         let port = self.port.to_string();
         let command = self.process.command();
@@ -232,7 +195,7 @@ impl Redis {
             let mut rest = [0; 4];
             stream.read_exact(&mut rest).ok()?;
             (&rest != b"LOAD").then_some(())
-        });
+        })
     }
 
     /// The address as it is configured.
@@ -240,25 +203,10 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Ends the server at once.
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    /// Freezes the server: connections stay open, nothing is answered.
-    pub(crate) fn pause(&self) {
-        self.process.signal("STOP");
-    }
-
-    /// Lets a frozen server go on.
-    pub(crate) fn resume(&self) {
-        self.process.signal("CONT");
-    }
-
     /// Starts the server again on its port and with its data, ending it first if it still runs.
     pub(crate) fn restart_same_port(&mut self) {
         self.process.kill();
-        self.launch(&[]);
+        self.launch(&[]).unwrap();
     }
 }
 
@@ -274,14 +222,49 @@ fn is_healthy(address: SocketAddr) -> bool {
     ask().is_ok_and(|answer: String| answer.contains("200 OK"))
 }
 
+/// Starts a server on ports of its own. Somebody else may take one between the look and the use, so one that does not
+/// start is tried again.
+fn on_free_ports<const COUNT: usize, S>(
+    mut start: impl FnMut([u16; COUNT]) -> Result<S, String>,
+) -> S {
+    for _ in 0..5 {
+        match start(free_ports()) {
+            Ok(server) => return server,
+            Err(trouble) => eprintln!("{trouble}"),
+        }
+    }
+    panic!("it did not start five times in a row");
+}
+
 /// Ports that were free a moment ago. They are held until all are known, so that they differ.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     let listeners = [(); COUNT].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// What all servers can be told as processes.
+macro_rules! is_process {
+    ($($server:ty)*) => {$(
+        impl Deref for $server {
+            type Target = Process;
+
+            fn deref(&self) -> &Process {
+                &self.process
+            }
+        }
+
+        impl DerefMut for $server {
+            fn deref_mut(&mut self) -> &mut Process {
+                &mut self.process
+            }
+        }
+    )*};
+}
+
+is_process!(Nats Etcd Redis);
+
 /// One server program, its directory and its running process.
-struct Process {
+pub(crate) struct Process {
     program: PathBuf,
     command: Option<Command>,
     child: Option<Child>,
@@ -299,8 +282,13 @@ impl Process {
         self.directory.path()
     }
 
-    fn log(&self) -> PathBuf {
+    fn log_file(&self) -> PathBuf {
         self.directory().join("log")
+    }
+
+    /// What the server has said since its last start.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     fn command(&mut self) -> &mut Command {
@@ -308,23 +296,23 @@ impl Process {
     }
 
     fn spawn(&mut self) {
-        let log = File::create(self.log()).unwrap();
+        let log = File::create(self.log_file()).unwrap();
         let mut command = self.command.take().expect("the command was made");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(guarded::spawn(command).unwrap());
     }
 
-    /// Asks again and again, with short pauses, until there is an answer.
-    fn wait_for<T>(&mut self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    /// Asks again and again, with short pauses, until there is an answer. Fails when the server ends or takes too long.
+    fn wait_for<T>(&mut self, what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T, String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(answer) = ask() {
-                return answer;
+                return Ok(answer);
             }
             let exited = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             if exited.is_some() || Instant::now() > deadline {
-                let log = fs::read_to_string(self.log()).unwrap_or_default();
-                panic!("{}: no {what} (ended: {exited:?})\n{log}", self.program.display());
+                let (program, log) = (self.program.display(), self.log());
+                return Err(format!("{program}: no {what} (ended: {exited:?})\n{log}"));
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -337,7 +325,18 @@ impl Process {
         assert!(status.unwrap().success(), "signal {name}");
     }
 
-    fn stop(&mut self) {
+    /// Freezes the server: connections stay open, nothing is answered.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Ends the server in good order and waits for its end.
+    pub(crate) fn stop(&mut self) {
         self.signal("TERM");
         // A frozen server would not see its end.
         self.signal("CONT");
@@ -349,7 +348,8 @@ impl Process {
         self.child = None;
     }
 
-    fn kill(&mut self) {
+    /// Ends the server at once.
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();

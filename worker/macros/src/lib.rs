@@ -1,8 +1,8 @@
-//! `#[handlers("room")]`: turns an `impl` block into a component of a worker.
+//! `#[handlers("room")]` and `#[remotes("player")]`: turn an `impl` block into a component of a worker.
 //!
-//! The attribute leaves the methods as they are and adds an implementation of `worker::Component` that registers
-//! each public async method with `App::on`. It knows no types: whether a method fits is decided by the bounds of
-//! `App::on`, so the errors are the ones that a plain function would get.
+//! The attributes leave the methods as they are and add an implementation of `worker::Component` that registers each
+//! public async method with `App::on` or `App::remote`. They know no types: whether a method fits is decided by the
+//! bounds of those functions, so the errors are the ones that a plain function would get.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
@@ -29,7 +29,33 @@ pub fn handlers(
 ) -> proc_macro::TokenStream {
     let service = syn::parse_macro_input!(arguments as LitStr);
     let block = syn::parse_macro_input!(item as ItemImpl);
-    expand(&service, block).unwrap_or_else(Error::into_compile_error).into()
+    expand(Callers::Clients, &service, block).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// Registers the public async methods of an `impl` block as remotes of the named service: what other servers call, and
+/// clients cannot.
+///
+/// Names become routes as with [`macro@handlers`]: in `#[remotes("player")]` of a server of type `metagame`,
+/// `pub async fn add_gold` answers `metagame.player.addgold`. Methods that are not `pub` are left alone.
+///
+/// `on_start`, `on_ready`, `before_shutdown` and `on_shutdown` are hooks of the application's life, not remotes; so are
+/// `on_bind`, `after_bind` and `on_close`, of the life of sessions. A type that answers clients as well takes
+/// `#[handlers]`, with `#[remote]` on the methods for servers.
+#[proc_macro_attribute]
+pub fn remotes(
+    arguments: proc_macro::TokenStream,
+    item: proc_macro::TokenStream,
+) -> proc_macro::TokenStream {
+    let service = syn::parse_macro_input!(arguments as LitStr);
+    let block = syn::parse_macro_input!(item as ItemImpl);
+    expand(Callers::Servers, &service, block).unwrap_or_else(Error::into_compile_error).into()
+}
+
+/// Who calls the methods of a block that are not marked otherwise.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Callers {
+    Clients,
+    Servers,
 }
 
 /// Methods that are functions of the application's builder of the same name.
@@ -39,18 +65,21 @@ const HOOKS: [&str; 7] =
 /// Methods that run around the handlers of their service.
 const AROUND: [&str; 2] = ["before", "after"];
 
-fn expand(service: &LitStr, mut block: ItemImpl) -> syn::Result<TokenStream> {
+fn expand(callers: Callers, service: &LitStr, mut block: ItemImpl) -> syn::Result<TokenStream> {
     let name = service.value();
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_graphic() && b != b'.' && b != b'/') {
         return Err(Error::new(service.span(), "the service's name is one part of a route"));
     }
     if let Some((path, _)) = &block.trait_ {
-        return Err(Error::new_spanned(path, "handlers are methods of the type itself"));
+        return Err(Error::new_spanned(
+            path,
+            "handlers and remotes are methods of the type itself",
+        ));
     }
     let mut calls = Vec::new();
     for item in &mut block.items {
         if let ImplItem::Fn(method) = item
-            && let Some(call) = register_method(&name, method)?
+            && let Some(call) = register_method(callers, &name, method)?
         {
             calls.push(call);
         }
@@ -73,11 +102,19 @@ fn expand(service: &LitStr, mut block: ItemImpl) -> syn::Result<TokenStream> {
 }
 
 /// The builder call for one method, or none when it is not public. Takes our marker attributes off the method.
-fn register_method(service: &str, method: &mut ImplItemFn) -> syn::Result<Option<TokenStream>> {
+fn register_method(
+    callers: Callers,
+    service: &str,
+    method: &mut ImplItemFn,
+) -> syn::Result<Option<TokenStream>> {
     let is_concurrent = take_marker(&mut method.attrs, "concurrent");
-    let is_remote = take_marker(&mut method.attrs, "remote");
+    let is_remote = take_marker(&mut method.attrs, "remote") || callers == Callers::Servers;
     if !matches!(method.vis, Visibility::Public(_)) {
         return Ok(None);
+    }
+    if is_remote && is_concurrent {
+        let text = "remotes are concurrent anyway: only the messages of a session have an order";
+        return Err(Error::new_spanned(&method.sig.ident, text));
     }
     // `pub` marks a handler here; whether others could name its types, or it waits for anything, is not the point.
     method.attrs.push(syn::parse_quote!(
@@ -85,13 +122,16 @@ fn register_method(service: &str, method: &mut ImplItemFn) -> syn::Result<Option
     ));
     let signature = &method.sig;
     if signature.asyncness.is_none() {
-        return Err(Error::new_spanned(signature.fn_token, "a handler is an `async fn`"));
+        return Err(Error::new_spanned(signature.fn_token, "handlers and remotes are `async fn`s"));
     }
     let mut inputs = signature.inputs.iter();
     let is_shared =
         |receiver: &Receiver| matches!(receiver.kind, ReceiverKind::Reference(.., None));
     if !matches!(inputs.next(), Some(FnArg::Receiver(receiver)) if is_shared(receiver)) {
-        return Err(Error::new_spanned(&signature.ident, "a handler takes `&self` first"));
+        return Err(Error::new_spanned(
+            &signature.ident,
+            "handlers and remotes take `&self` first",
+        ));
     }
     let types: Vec<_> = inputs
         .filter_map(|argument| match argument {
@@ -113,6 +153,11 @@ fn register_method(service: &str, method: &mut ImplItemFn) -> syn::Result<Option
         return Ok(Some(quote!(.#ident(#handler))));
     }
     if AROUND.contains(&method_name.as_str()) {
+        if callers == Callers::Servers {
+            let text = "this name is for functions around handlers; App::before_remote and \
+                        App::after_remote take those around remotes";
+            return Err(Error::new_spanned(ident, text));
+        }
         let register = format_ident!("{method_name}_in");
         return Ok(Some(quote!(.#register(#service, #handler))));
     }
@@ -133,9 +178,13 @@ mod tests {
     use super::*;
 
     fn expanded(source: &str) -> String {
+        expanded_for(Callers::Clients, source)
+    }
+
+    fn expanded_for(callers: Callers, source: &str) -> String {
         let block = syn::parse_str(source).unwrap();
         let service = LitStr::new("room", proc_macro2::Span::call_site());
-        match expand(&service, block) {
+        match expand(callers, &service, block) {
             Ok(tokens) => tokens.to_string(),
             Err(error) => format!("error: {error}"),
         }
@@ -173,6 +222,30 @@ mod tests {
             "{text}"
         );
         assert!(text.contains(". on_close (") && !text.contains("room.before"), "{text}");
+    }
+
+    #[test]
+    fn all_methods_of_remotes_are_for_servers_and_hooks_stay_hooks() {
+        let source = "impl Player { pub async fn add_gold(&self) {} async fn helper(&self) {} pub async fn on_ready(&self) {} }";
+        let text = expanded_for(Callers::Servers, source);
+        assert!(text.contains(". remote (\"room.addgold\""), "{text}");
+        assert!(text.contains(". on_ready (") && !text.contains(". on ("), "{text}");
+        assert!(!text.contains("room.helper") && !text.contains("room.onready"), "{text}");
+    }
+
+    #[test]
+    fn remotes_have_no_order_and_nothing_around_them() {
+        let refused = |method: &str| {
+            let source = format!("impl Player {{ {method} }}");
+            expanded_for(Callers::Servers, &source).starts_with("error:")
+        };
+        assert!(refused("#[concurrent] pub async fn spend(&self) {}"));
+        assert!(
+            refused("pub async fn before(&self) {}") && refused("pub async fn after(&self) {}")
+        );
+        assert!(refused("async fn private(&self) {}"), "nothing to register");
+        let marked = "impl Room { #[concurrent] #[remote] pub async fn spend(&self) {} }";
+        assert!(expanded(marked).starts_with("error:"));
     }
 
     #[test]

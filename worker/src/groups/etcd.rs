@@ -77,7 +77,8 @@ impl EtcdGroups {
 
     async fn create_on(&self, name: &str, lease: i64) -> Result<()> {
         let key = self.group_key(name);
-        let put = PutRequest { key: key.clone(), value: Vec::new(), lease };
+        let put =
+            PutRequest { key: key.clone(), value: Vec::new(), lease, ..PutRequest::default() };
         let answer = self.txn(vec![is_missing(key)], vec![RequestOp::Put(put)], vec![]).await?;
         if answer.succeeded { Ok(()) } else { Err(Error::unknown("group already exists")) }
     }
@@ -96,7 +97,12 @@ impl EtcdGroups {
         let (group, member) = (self.group_key(name), self.member_key(name, uid));
         let found = self.group(name).await?;
         let is_same = Compare::equal(group, CompareValue::CreateRevision(found.create_revision));
-        let put = PutRequest { key: member.clone(), value: Vec::new(), lease: found.lease };
+        let put = PutRequest {
+            key: member.clone(),
+            value: Vec::new(),
+            lease: found.lease,
+            ..PutRequest::default()
+        };
         let look = RangeRequest { key: member.clone(), count_only: true, ..Default::default() };
         let conditions = vec![is_same, is_missing(member)];
         let answer = self

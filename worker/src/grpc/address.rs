@@ -17,20 +17,20 @@ const REGION: &str = "region";
 
 /// What a server announces of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Announcement {
+pub struct Announcement {
     /// Host for servers of the same region.
-    pub(crate) host: String,
+    pub host: String,
     /// Host for servers of other regions; empty for none.
-    pub(crate) external_host: String,
+    pub external_host: String,
     /// The port there; 0 means the internal one.
-    pub(crate) external_port: u16,
+    pub external_port: u16,
     /// The own region; empty for none.
-    pub(crate) region: String,
+    pub region: String,
 }
 
 impl Announcement {
     /// Adds it to a server's metadata, under the keys that Pitaya's application helper writes.
-    pub(crate) fn add_to(&self, port: u16, metadata: &mut BTreeMap<String, String>) {
+    pub fn add_to(&self, port: u16, metadata: &mut BTreeMap<String, String>) {
         let external_port = if self.external_port == 0 { port } else { self.external_port };
         let has_external = !self.external_host.is_empty();
         let external_port = if has_external { external_port.to_string() } else { String::new() };

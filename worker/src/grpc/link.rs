@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message;
-use proto::service::{METHOD_CALL, METHOD_KICK, METHOD_PUSH};
+use proto::service::{METHOD_BIND, METHOD_CALL, METHOD_KICK, METHOD_PUSH};
 use shared::cluster::bindings::BindingStorage;
 use shared::error::code;
 use shared::server::{Server, ServerTable};
@@ -44,19 +44,19 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How calls leave.
 #[derive(Clone, Debug)]
-pub(crate) struct LinkOptions {
+pub struct LinkOptions {
     /// Limit of one connect.
-    pub(crate) connect_timeout: Duration,
+    pub connect_timeout: Duration,
     /// Limit of one push or kick.
-    pub(crate) request_timeout: Duration,
+    pub request_timeout: Duration,
     /// Connect at the first call instead of at the server's announcement.
-    pub(crate) is_lazy: bool,
+    pub is_lazy: bool,
     /// The own region.
-    pub(crate) region: String,
+    pub region: String,
 }
 
-/// The link of a worker in a cluster over gRPC.
-pub(crate) struct GrpcLink {
+/// The link of a server in a cluster over gRPC.
+pub struct GrpcLink {
     peers: Arc<Peers>,
     lanes: Vec<mpsc::Sender<ToUser>>,
     /// A lane has taken something out.
@@ -85,8 +85,8 @@ struct Peer {
 }
 
 impl GrpcLink {
-    /// The link, and its tasks, which end when the set is dropped.
-    pub(crate) fn start(
+    /// The link, and its tasks, which end when the set is dropped. Must be called inside a tokio runtime.
+    pub fn start(
         options: LinkOptions,
         tables: watch::Receiver<Arc<ServerTable>>,
         bindings: &BindingStorage,
@@ -104,6 +104,41 @@ impl GrpcLink {
         let lanes = lanes.take(LANES).collect();
         (Self { peers, lanes, emptied, keys: RandomState::new() }, tasks)
     }
+
+    /// Calls the server of this id with an encoded `protos.Request`. Calls of one server leave in the order in which
+    /// their futures are first polled.
+    ///
+    /// Fails with [`LinkError::Unreachable`] only when the server cannot have received it, and with
+    /// [`LinkError::Timeout`]; everything else is an encoded `protos.Response` with an error in it.
+    pub fn call(
+        &self,
+        id: &str,
+        request: Bytes,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Bytes, LinkError>> + Send + 'static {
+        let channel = self.peers.channel(id);
+        async move {
+            let channel = channel.ok_or(LinkError::Unreachable)?;
+            match unary(channel, METHOD_CALL, request, limit).await {
+                Ok(answer) => Ok(answer),
+                Err(status) => failure(&status),
+            }
+        }
+    }
+
+    /// Tells the frontend of this id that another one, `own_id`, has bound the user. Fails with the reason as text.
+    pub async fn announce_bind(
+        &self,
+        frontend_id: &str,
+        uid: &str,
+        own_id: &str,
+    ) -> Result<(), String> {
+        let channel = self.peers.channel(frontend_id).ok_or(NO_CONNECTION)?;
+        let bound = proto::BindMsg { uid: uid.to_owned(), fid: own_id.to_owned() };
+        let limit = self.peers.options.request_timeout;
+        let told = unary(channel, METHOD_BIND, bound.encode_to_vec().into(), limit).await;
+        told.map(drop).map_err(|status| status.message().to_owned())
+    }
 }
 
 impl Link for GrpcLink {
@@ -113,14 +148,11 @@ impl Link for GrpcLink {
         payload: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, LinkError>> {
-        let channel = subject.rsplit('/').next().and_then(|id| self.peers.channel(id));
-        Box::pin(async move {
-            let Some(channel) = channel else { return Ok(no_connection()) };
-            match unary(channel, METHOD_CALL, payload.into(), timeout).await {
-                Ok(answer) => Ok(answer),
-                Err(status) => failure(&status),
-            }
-        })
+        let id = subject.rsplit('/').next().unwrap_or_default();
+        if self.peers.channel(id).is_none() {
+            return Box::pin(std::future::ready(Ok(answer(NO_CONNECTION))));
+        }
+        Box::pin(self.call(id, payload.into(), timeout))
     }
 
     fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), LinkError> {
@@ -278,10 +310,6 @@ async fn unary(
 }
 
 const NO_CONNECTION: &str = "rpc client has no connection to the chosen server";
-
-fn no_connection() -> Bytes {
-    answer(NO_CONNECTION)
-}
 
 /// An error without a code, as callers read answers.
 fn answer(text: &str) -> Bytes {

@@ -55,7 +55,7 @@ struct Shared {
     store: Store,
     handlers: JobHandlers,
     environment: Arc<Environment>,
-    exporter: Exporter,
+    exporter: Option<Exporter>,
     concurrency: usize,
     /// Texts of jobs that run, with their number.
     running: Mutex<HashMap<String, usize>>,
@@ -67,7 +67,7 @@ impl Consumer {
         concurrency: usize,
         handlers: JobHandlers,
         environment: Arc<Environment>,
-        exporter: Exporter,
+        exporter: Option<Exporter>,
     ) -> Self {
         let [fetching, store] = stores;
         let running = Mutex::default();
@@ -272,10 +272,11 @@ impl Shared {
 
     /// Pitaya's metrics of jobs, which count those of all processes.
     async fn measure(&self) -> RedisResult<()> {
+        let Some(exporter) = &self.exporter else { return Ok(()) };
         let levels = self.store.levels().await?;
         let set = |name: &str, labels: &[&str], value: u64| {
             // The names are rows of the table of metrics.
-            let gauge = self.exporter.gauge(name, labels);
+            let gauge = exporter.gauge(name, labels);
             debug_assert!(gauge.is_ok(), "{name}");
             if let Ok(gauge) = gauge {
                 gauge.set(value as f64);

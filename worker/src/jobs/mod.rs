@@ -17,10 +17,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use shared::config::Config;
 use shared::error::code;
+use shared::metrics::Exporter;
 
-use crate::call::{Call, Context};
+use crate::call::{Call, Context, Environment};
 use crate::error::{Error, Result};
 use crate::extract::FromCall;
+use crate::settings::hostname;
 use job::new_job;
 
 pub(crate) use consumer::{Consumer, JobHandlers};
@@ -105,6 +107,23 @@ impl JobMaker {
     }
 }
 
+/// Runs jobs if the application has handlers for any. Fails for an address that cannot be; a Redis that is away is
+/// waited for.
+pub(crate) fn start_consumer(
+    options: &JobOptions,
+    handlers: JobHandlers,
+    environment: Arc<Environment>,
+    exporter: Option<Exporter>,
+) -> Result<Option<Consumer>> {
+    if handlers.is_empty() {
+        return Ok(None);
+    }
+    // Unlike a host name alone it is nobody else's, and a configured id leads a restarted server to its jobs.
+    let process = format!("{}:{}", hostname(), environment.server_id);
+    let stores = [options.store(&process)?, options.store(&process)?];
+    Ok(Some(Consumer::start(stores, options.concurrency, handlers, environment, exporter)))
+}
+
 /// Extractor that makes jobs (Pitaya's `ReliableRPC`).
 ///
 /// ```
@@ -159,5 +178,32 @@ impl Jobs {
     #[must_use]
     pub fn retry(self, retry: RetryOptions) -> Self {
         Self { retry, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::config::Binary;
+
+    use super::*;
+
+    #[test]
+    fn jobs_are_where_an_operator_says_in_gateways_too() {
+        for binary in [Binary::Worker, Binary::Gateway] {
+            let load = |flags: &[(String, String)]| {
+                JobOptions::new(&Config::load(binary, None, std::iter::empty(), flags).unwrap())
+            };
+            assert_eq!(load(&[]).address, "localhost:6379");
+            let flags = [
+                ("pitaya.worker.redis.serverurl", "redis:1"),
+                ("pitaya.worker.retry.max", "7"),
+                ("pitaya.worker.concurrency", "3"),
+            ];
+            let jobs = load(&flags.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            assert_eq!(
+                (jobs.address.as_str(), jobs.retry.max, jobs.concurrency),
+                ("redis:1", 7, 3)
+            );
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::{NatsError, NatsLink, NatsSettings, connect_patiently};
 
@@ -42,7 +43,8 @@ impl Outlet {
     /// Sends what is left, at most for two seconds, and closes.
     pub async fn close(mut self) {
         self.link.flush(FLUSH_TIMEOUT).await;
-        let _ = self.link.client().drain().await;
+        // While NATS is away nobody takes this either.
+        let _ = timeout(FLUSH_TIMEOUT, self.link.client().drain()).await;
         self.tasks.shutdown().await;
     }
 }

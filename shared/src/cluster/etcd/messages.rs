@@ -107,6 +107,9 @@ pub struct PutRequest {
     pub value: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub lease: i64,
+    /// Asks for what stood there before; needs the permission to read it.
+    #[prost(bool, tag = "4")]
+    pub prev_kv: bool,
 }
 
 /// Answer to [`PutRequest`].
@@ -114,6 +117,9 @@ pub struct PutRequest {
 pub struct PutResponse {
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
+    /// What stood there before, if it was asked for and there was something.
+    #[prost(message, optional, tag = "2")]
+    pub prev_kv: Option<KeyValue>,
 }
 
 /// Deletes keys, chosen as in [`RangeRequest`].
@@ -429,7 +435,12 @@ mod tests {
 
     #[test]
     fn a_put_has_the_bytes_that_etcd_expects() {
-        let put = PutRequest { key: b"k".to_vec(), value: b"v".to_vec(), lease: 3 };
+        let put = PutRequest {
+            key: b"k".to_vec(),
+            value: b"v".to_vec(),
+            lease: 3,
+            ..PutRequest::default()
+        };
         assert_eq!(put.encode_to_vec(), b"\x0a\x01k\x12\x01v\x18\x03");
     }
 

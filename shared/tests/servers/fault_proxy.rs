@@ -1,7 +1,10 @@
-//! A TCP proxy that does on purpose what networks do by accident: refuses, cuts, stands still, loses, stalls one way.
+//! A TCP proxy that does on purpose what networks do by accident: refuses, cuts, stands still, loses, forgets, stalls one
+//! way.
 //!
 //! It sits between our processes and a real server. Nothing is changed or reordered: TCP would not let it happen. What
-//! is lost is sent again after a while, as the kernel does it.
+//! is lost is sent again after a while, as the kernel does it. Other crates include this file with `#[path]`; it needs
+//! the standard library and `fastrand`.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -29,7 +32,13 @@ struct State {
     is_deaf: AtomicBool,
     loss_percent: AtomicU8,
     is_over: AtomicBool,
-    links: Mutex<Vec<[TcpStream; 2]>>,
+    links: Mutex<Vec<Link>>,
+}
+
+struct Link {
+    sockets: [TcpStream; 2],
+    /// The path has forgotten the connection.
+    is_forgotten: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,7 +66,7 @@ impl FaultProxy {
     /// Cuts all connections; new ones work.
     pub(crate) fn cut(&self) {
         for link in self.state.links.lock().expect("the links").drain(..) {
-            for socket in link {
+            for socket in link.sockets {
                 // The other side may have closed it already.
                 let _ = socket.shutdown(Shutdown::Both);
             }
@@ -69,6 +78,13 @@ impl FaultProxy {
         self.state.is_refusing.store(is_refusing, Ordering::SeqCst);
         if is_refusing {
             self.cut();
+        }
+    }
+
+    /// Makes the present connections half-open: they stay, but what is sent is swallowed for ever. New ones work.
+    pub(crate) fn forget(&self) {
+        for link in self.state.links.lock().expect("the links").iter() {
+            link.is_forgotten.store(true, Ordering::SeqCst);
         }
     }
 
@@ -120,17 +136,28 @@ fn accept(listener: &TcpListener, server: SocketAddr, state: &Arc<State>) {
         else {
             continue;
         };
-        let (one, other) = (state.clone(), state.clone());
-        thread::spawn(move || pump(client_in, server_out, Way::ToServer, &one));
-        thread::spawn(move || pump(server_in, client_out, Way::ToClient, &other));
+        let is_forgotten = Arc::new(AtomicBool::new(false));
+        let ways = [(client_in, server_out, Way::ToServer), (server_in, client_out, Way::ToClient)];
+        for (from, to, way) in ways {
+            let (state, is_forgotten) = (state.clone(), is_forgotten.clone());
+            thread::spawn(move || pump(from, to, way, &is_forgotten, &state));
+        }
         let mut links = state.links.lock().expect("the links");
         // Those that have ended by themselves are not kept for ever.
-        links.retain(|[client, _]| client.take_error().is_ok() && client.peer_addr().is_ok());
-        links.push([client, server]);
+        links.retain(|Link { sockets: [client, _], .. }| {
+            client.take_error().is_ok() && client.peer_addr().is_ok()
+        });
+        links.push(Link { sockets: [client, server], is_forgotten });
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, state: &State) {
+fn pump(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    way: Way,
+    is_forgotten: &AtomicBool,
+    state: &State,
+) {
     let mut buffer = [0; 16 * 1024];
     // So that a direction that has nothing to say still sees its end.
     if from.set_read_timeout(Some(Duration::from_millis(250))).is_err() {
@@ -160,6 +187,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, state: &State) {
         while state.stands_still(way) && !state.is_over.load(Ordering::SeqCst) {
             thread::sleep(LOOK);
         }
+        if is_forgotten.load(Ordering::SeqCst) {
+            continue;
+        }
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
@@ -168,7 +198,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, way: Way, state: &State) {
     while state.stands_still(way) && !state.is_over.load(Ordering::SeqCst) {
         thread::sleep(LOOK);
     }
-    let _ = to.shutdown(Shutdown::Write);
+    if !is_forgotten.load(Ordering::SeqCst) {
+        let _ = to.shutdown(Shutdown::Write);
+    }
 }
 
 impl State {
