@@ -66,6 +66,12 @@ fn app(server_type: &str) -> App {
             let answer: proto::Doc = rpc.call(&route, &proto::Doc { doc: "hello".into() }).await?;
             Ok(answer.doc)
         })
+        .on("desk.meet", async |rpc: Rpc, server_id: String| -> Result<String> {
+            let hello = proto::Doc { doc: "hello".into() };
+            let answer: proto::Doc =
+                rpc.call_to(&server_id, "connector.desk.greet", &hello).await?;
+            Ok(answer.doc)
+        })
         .remote(
             "desk.greet",
             async |ctx: Ctx, Pb(said): Pb<proto::Doc>| -> Result<Pb<proto::Doc>> {
@@ -147,6 +153,9 @@ fn one_session_a_user_among_gateways_and_pushes_find_it() {
         let here = world.hosting(driver, "gate-1", app("connector"));
         let there = world.hosting(driver, "gate-2", app("connector"));
         let (mut ann, mut bob) = (tcp(&here), tcp(&there));
+        // A push to a gateway that is not known yet goes nowhere.
+        until_answered(&mut ann, "desk.meet", br#""gate-2""#);
+        until_answered(&mut bob, "desk.meet", br#""gate-1""#);
         bind(&mut ann, "desk.bind", "ann");
         bind(&mut bob, "desk.bind", "bob");
         for uid in ["ann", "bob"] {
