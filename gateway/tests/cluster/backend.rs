@@ -17,6 +17,9 @@ use crate::world::{GATE, SOON, World};
 /// A `Response` with "ack", inside another (cluster protocol 9.2).
 pub(crate) const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
 
+/// Where a subscriber hears itself.
+const PROBE: &str = "_PROBE";
+
 /// A server of type `room` that is in etcd without any announcement.
 pub(crate) struct Backend {
     pub(crate) caller: Caller,
@@ -240,14 +243,18 @@ impl Caller {
     pub(crate) fn subscribe(&self, subject: &str) -> Receiver<async_nats::Message> {
         let subscribed = async {
             let messages = self.client.subscribe(subject.to_owned()).await.unwrap();
+            // Of one connection NATS takes everything in its order: when this is back, it has the subscription.
+            let mut probes = self.client.subscribe(PROBE).await.unwrap();
+            self.client.publish(PROBE, Bytes::new()).await.unwrap();
             self.client.flush().await.unwrap();
+            probes.next().await.unwrap();
             messages
         };
         let mut messages = self.wait(subscribed);
         let (sender, receiver) = channel();
         self.runtime.spawn(async move {
             while let Some(message) = messages.next().await {
-                if sender.send(message).is_err() {
+                if message.subject.as_str() != PROBE && sender.send(message).is_err() {
                     return;
                 }
             }
