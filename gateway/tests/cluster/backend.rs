@@ -12,7 +12,7 @@ use shared::cluster::discovery::Discovery;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use crate::world::{GATE, SOON, World};
+use crate::world::{GATE, SOON, World, until};
 
 /// A `Response` with "ack", inside another (cluster protocol 9.2).
 pub(crate) const NESTED_ACK: &[u8] = b"\x0a\x05\x0a\x03ack";
@@ -82,6 +82,18 @@ impl Backend {
     /// The next call.
     pub(crate) fn next(&self) -> Call {
         self.calls.recv_timeout(SOON).expect("a call arrives")
+    }
+
+    /// Where a request went: the call if it comes here, none if somebody else has answered it well.
+    pub(crate) fn call_unless_answered(&self, client: &mut RawClient, id: u64) -> Option<Call> {
+        until("a call or an answer", || {
+            if let Some(call) = self.next_within(Duration::from_millis(5)) {
+                return Some(Some(call));
+            }
+            let answer = client.read_response(id, Duration::from_millis(5)).ok()?;
+            assert!(!answer.is_error, "{}", answer.text());
+            Some(None)
+        })
     }
 
     /// The next call if it comes in this time.

@@ -1,7 +1,5 @@
 //! The gateway and etcd: servers that come and go, the gateway's own entry, an etcd that goes away.
 
-use std::time::Duration;
-
 use gateway::gateway::Gateway;
 use shared::cluster::etcd::{Client, KeyValue, RangeRequest, StoreOptions};
 
@@ -72,12 +70,10 @@ fn a_server_that_leaves_is_not_chosen_any_more_and_one_that_joins_is() {
         let second = world.backend("room-2");
         let mut joins = || {
             let id = client.send_request("room.room.echo", b"").unwrap();
-            let call = second.next_within(Duration::from_millis(50));
-            if let Some(call) = &call {
-                call.answer(b"second");
-            }
+            let call = second.call_unless_answered(&mut client, id)?;
+            call.answer(b"second");
             assert!(!client.read_response(id, SOON).unwrap().is_error, "{driver}");
-            call.map(drop)
+            Some(())
         };
         until("the second is used", &mut joins);
         world.withdraw(first.discovery);
