@@ -4,8 +4,10 @@
 //! show one where there is none. One test in a binary of its own, over a real NATS server and etcd.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-#![allow(dead_code, reason = "other tests use the rest of the parts")]
+#![allow(dead_code, unused_imports, reason = "other tests use the rest of the parts")]
 
+#[path = "support/asking.rs"]
+mod asking;
 #[path = "cluster/backend.rs"]
 mod backend;
 #[path = "../../shared/tests/servers/mod.rs"]

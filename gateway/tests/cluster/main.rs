@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../support/asking.rs"]
+mod asking;
 #[path = "../../../shared/tests/servers/fault_proxy.rs"]
 mod fault_proxy;
 #[path = "../../../shared/tests/servers/mod.rs"]

@@ -2,10 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use client::raw::{OwnedMessage, RawClient};
+use client::raw::RawClient;
 use gateway::builder::Builder;
 use gateway::control::plan::Plan;
 use gateway::gateway::{Commands, Gateway};
@@ -20,13 +19,13 @@ use tokio::time::timeout;
 use worker::App;
 use worker::demo::{self, DemoOptions};
 
+use crate::asking::established;
+pub(crate) use crate::asking::{SOON, error_of, until, until_answered};
 use crate::backend::Backend;
 use crate::servers::{Etcd, Nats};
 
 /// Both drivers: every test of behaviour runs on each.
 pub(crate) const DRIVERS: [&str; 2] = ["uring", "epoll"];
-/// How long anything may take on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// The id of the gateway, where there is one.
 pub(crate) const GATE: &str = "gate-1";
 
@@ -238,36 +237,6 @@ pub(crate) fn tcp(gateway: &Gateway) -> RawClient {
 /// A client on WebSocket that may send.
 pub(crate) fn web_socket(gateway: &Gateway) -> RawClient {
     established(RawClient::connect_ws(gateway.addresses().ws[0], "/").unwrap())
-}
-
-fn established(mut client: RawClient) -> RawClient {
-    client.set_timeout(SOON);
-    client.establish().unwrap();
-    client
-}
-
-/// Asks again and again until there is an answer.
-pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it takes too long: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Requests until it is answered with success: workers come and go in their own time.
-pub(crate) fn until_answered(client: &mut RawClient, route: &str, payload: &[u8]) -> OwnedMessage {
-    until(route, || Some(client.request(route, payload).unwrap()).filter(|answer| !answer.is_error))
-}
-
-/// The text of the error that a request is answered with.
-pub(crate) fn error_of(client: &mut RawClient, route: &str, payload: &[u8]) -> String {
-    let answer = client.request(route, payload).unwrap();
-    assert!(answer.is_error, "{route}: {}", answer.text());
-    answer.text()
 }
 
 /// Status and body of a page.

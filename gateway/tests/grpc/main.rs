@@ -5,6 +5,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../support/asking.rs"]
+mod asking;
 #[path = "../../../worker/tests/grpc/peer.rs"]
 mod peer;
 #[path = "../../../shared/tests/servers/mod.rs"]

@@ -1,9 +1,8 @@
 //! The cluster of one test: a real etcd, gateways and workers in this process, and no NATS anywhere.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use client::raw::{OwnedMessage, RawClient};
+use client::raw::RawClient;
 use gateway::builder::Builder;
 use gateway::gateway::Gateway;
 use shared::cluster::discovery::{Discovery, DiscoveryOptions};
@@ -16,12 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use worker::App;
 
+use crate::asking::established;
+pub(crate) use crate::asking::{SOON, error_of, until, until_answered};
 use crate::servers::Etcd;
 
 /// Both drivers: every test of behaviour runs on each.
 pub(crate) const DRIVERS: [&str; 2] = ["uring", "epoll"];
-/// How long anything may take on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     etcd: Etcd,
@@ -149,39 +148,12 @@ impl World {
 
 /// A client that may send.
 pub(crate) fn tcp(gateway: &Gateway) -> RawClient {
-    let mut client = RawClient::connect_tcp(gateway.addresses().tcp[0]).unwrap();
-    client.set_timeout(SOON);
-    client.establish().unwrap();
-    client
-}
-
-/// Asks again and again until there is an answer.
-pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it takes too long: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Requests until it is answered with success: servers come and go in their own time.
-pub(crate) fn until_answered(client: &mut RawClient, route: &str, payload: &[u8]) -> OwnedMessage {
-    until(route, || Some(client.request(route, payload).unwrap()).filter(|answer| !answer.is_error))
+    established(RawClient::connect_tcp(gateway.addresses().tcp[0]).unwrap())
 }
 
 /// The text of the answer to a request that must succeed.
 pub(crate) fn ask(client: &mut RawClient, route: &str, payload: &str) -> String {
     let answer = client.request(route, payload.as_bytes()).unwrap();
     assert!(!answer.is_error, "{route}: {}", answer.text());
-    answer.text()
-}
-
-/// The text of the error that a request is answered with.
-pub(crate) fn error_of(client: &mut RawClient, route: &str, payload: &[u8]) -> String {
-    let answer = client.request(route, payload).unwrap();
-    assert!(answer.is_error, "{route}: {}", answer.text());
     answer.text()
 }
