@@ -408,6 +408,26 @@ async fn a_compacted_revision_ends_a_watch_and_says_so() {
     assert!(is_expected, "{error}");
 }
 
+/// What stays open here stays open in etcd too, and takes memory of both until the connection ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_and_watches_that_are_over_leave_no_stream_open() {
+    let etcd = Etcd::start();
+    let client = client(&etcd);
+    let lease = client.lease_grant(60).await.expect("a lease").id;
+    let request = WatchCreateRequest { key: b"x".to_vec(), ..Default::default() };
+    let mut kept = client.watch(request.clone()).await.expect("a watch");
+    for _ in 0..20 {
+        client.lease_keep_alive(lease).await.expect("a renewal");
+        drop(client.watch(request.clone()).await.expect("a watch"));
+    }
+    eventually("only the watch that is kept is open", || etcd.open_streams() == 1).await;
+    etcd.put("x", "seen", 0);
+    within(PATIENCE, "its events still come", async {
+        while kept.next().await.expect("it is open").events.is_empty() {}
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compaction_while_disconnected_leaves_no_gap() {
     let mut etcd = Etcd::start();

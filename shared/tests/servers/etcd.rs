@@ -101,6 +101,23 @@ impl Etcd {
         self.token = answer["token"].as_str().map(str::to_owned);
     }
 
+    /// Streams of clients that are open at the moment.
+    pub(crate) fn open_streams(&self) -> i64 {
+        let (status, page) = http(self.address(), "GET /metrics HTTP/1.0", "").expect("an answer");
+        assert_eq!(status, 200, "{page}");
+        let streams = page.lines().filter(|line| line.contains(r#"grpc_type="bidi_stream""#));
+        let counts = streams.filter_map(|line| {
+            let (series, count) = line.rsplit_once(' ')?;
+            let count = count.parse::<i64>().ok()?;
+            match series.split('{').next()? {
+                "grpc_server_started_total" => Some(count),
+                "grpc_server_handled_total" => Some(-count),
+                _ => None,
+            }
+        });
+        counts.sum()
+    }
+
     fn post(&self, path: &str, body: &Value) -> Value {
         // etcd takes an empty token for a wrong one.
         let token = self.token.as_ref().map(|token| format!("\r\nAuthorization: {token}"));

@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::Streaming;
-
 use super::error::EtcdError;
 use super::messages::{
     DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
@@ -17,7 +15,7 @@ use super::messages::{
     WatchResponse,
 };
 use super::store_options::StoreOptions;
-use super::transport::{Transport, ended};
+use super::transport::{Stream, Transport};
 
 /// A client; clones share the connection.
 #[derive(Clone)]
@@ -118,7 +116,7 @@ impl Client {
 
 /// An open watch. Dropping it ends it.
 pub struct Watch {
-    stream: Streaming<WatchResponse>,
+    stream: Stream<WatchResponse>,
     /// Read while the watch was opened.
     first: Option<WatchResponse>,
 }
@@ -132,7 +130,7 @@ impl Watch {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
-        refuse_cancelled(self.stream.message().await?.ok_or_else(ended)?)
+        refuse_cancelled(self.stream.next().await?)
     }
 }
 

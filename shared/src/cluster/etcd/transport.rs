@@ -5,11 +5,13 @@
 //!
 //! Invariant: no call waits longer than its deadline for each endpoint.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use prost::Message;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -96,7 +98,7 @@ impl Transport {
         &self,
         path: &'static str,
         message: M,
-    ) -> Result<(Streaming<R>, R), EtcdError>
+    ) -> Result<(Stream<R>, R), EtcdError>
     where
         M: Message + Clone + 'static,
         R: Message + Default + 'static,
@@ -250,19 +252,37 @@ async fn open<M, R>(
     token: Option<MetadataValue<Ascii>>,
     path: &'static str,
     message: M,
-) -> Result<(Streaming<R>, R), EtcdError>
+) -> Result<(Stream<R>, R), EtcdError>
 where
     M: Message + 'static,
     R: Message + Default + 'static,
 {
     let mut grpc = ready(channel).await?;
     let codec = ProstCodec::<M, R>::default();
-    // The server ends the stream when our half ends, so it never does.
-    let request = authorized(stream::iter([message]).chain(stream::pending()), token);
+    let (our_half, is_dropped) = oneshot::channel();
+    let messages = stream::iter([message]).chain(stream::pending().take_until(is_dropped));
     let path = PathAndQuery::from_static(path);
-    let mut answers = grpc.streaming(request, path, codec).await?.into_inner();
-    let first = answers.message().await?.ok_or_else(ended)?;
-    Ok((answers, first))
+    let answers = grpc.streaming(authorized(messages, token), path, codec).await?.into_inner();
+    let mut stream = Stream { answers, _our_half: our_half };
+    let first = stream.next().await?;
+    Ok((stream, first))
+}
+
+/// A stream that is open in both directions; dropping it ends both.
+///
+/// The server ends its half when ours ends, so ours lasts as long as this. And it must not last longer: a stream whose
+/// answers alone are dropped stays open, in this process and in the server's, for as long as the connection does.
+pub(super) struct Stream<R> {
+    answers: Streaming<R>,
+    _our_half: oneshot::Sender<Infallible>,
+}
+
+impl<R> Stream<R> {
+    /// The next answer. May be cancelled without losing one.
+    pub(super) async fn next(&mut self) -> Result<R, EtcdError> {
+        let ended = || EtcdError::Unreachable("the stream ended".to_owned());
+        self.answers.message().await?.ok_or_else(ended)
+    }
 }
 
 async fn ready(channel: Channel) -> Result<Grpc<Channel>, EtcdError> {
@@ -280,9 +300,4 @@ fn authorized<T>(message: T, token: Option<MetadataValue<Ascii>>) -> Request<T> 
         request.metadata_mut().insert("token", token);
     }
     request
-}
-
-/// What a stream that ends means: the server went away in good order.
-pub(super) fn ended() -> EtcdError {
-    EtcdError::Unreachable("the stream ended".to_owned())
 }
