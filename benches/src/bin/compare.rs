@@ -90,11 +90,14 @@ fn compare(flags: &Flags) -> Result<()> {
     for (setup, scenarios) in setups(flags, &scenarios) {
         let systems = Systems::start(&binaries, &setup, folder.path())?;
         for scenario in scenarios {
-            measure(scenario, &systems, flags, &mut runs)?;
+            measure(scenario, &systems, flags, &mut runs);
             let new = Row::all(scenario, &runs);
             print!("{}", table::scenario(scenario, &new));
             rows.extend(new);
         }
+    }
+    if runs.is_empty() {
+        bail!("no run has a result");
     }
     print!("{}{}", table::noise(&runs, &rows), table::errors(&runs));
     write_files(flags, &machine, &scenarios, &runs, &rows)
@@ -141,12 +144,7 @@ fn setups<'s>(flags: &Flags, scenarios: &'s [Scenario]) -> Vec<(Setup, Vec<&'s S
 }
 
 /// A B A B …, so that a machine that gets slower gets slower for both.
-fn measure(
-    scenario: &Scenario,
-    systems: &Systems,
-    flags: &Flags,
-    runs: &mut Vec<Run>,
-) -> Result<()> {
+fn measure(scenario: &Scenario, systems: &Systems, flags: &Flags, runs: &mut Vec<Run>) {
     let turns = if scenario.is_idle { 1 } else { flags.turns };
     let duration = Duration::from_secs(flags.seconds);
     for turn in 0..turns {
@@ -157,10 +155,13 @@ fn measure(
                 system.name.text(),
                 turn + 1
             );
-            runs.extend(run(scenario, system, turn, duration)?);
+            match run(scenario, system, turn, duration) {
+                Ok(run) => runs.extend(run),
+                // What one system does not bear is a result too, and the other loads have theirs.
+                Err(error) => println!("warning: turn {}: {error:#}", turn + 1),
+            }
         }
     }
-    Ok(())
 }
 
 fn write_files(
