@@ -43,21 +43,28 @@ pub enum Security {
     Tls,
 }
 
-/// Binds `count` sockets to one address. With port 0 the first one decides the port.
+/// Binds `count` sockets to one address. With port 0 the first one decides the port. The kernel ends an accepted
+/// connection when what was sent on it stays unacknowledged, or finds no window, for `write_timeout` (whole ms are
+/// counted); so the write deadline also holds for what has left the outbox. Sockets keep this time: a listener does not
+/// follow a reload.
 ///
 /// Errors: the address cannot be bound.
-pub fn bind(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+pub fn bind(
+    address: SocketAddr,
+    count: usize,
+    write_timeout: Duration,
+) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
     let mut bound = address;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket = bind_one(bound)?;
+        let socket = bind_one(bound, write_timeout)?;
         bound = socket.local_addr()?.as_socket().unwrap_or(bound);
         sockets.push(OwnedFd::from(socket));
     }
     Ok((bound, sockets))
 }
 
-fn bind_one(address: SocketAddr) -> io::Result<Socket> {
+fn bind_one(address: SocketAddr, write_timeout: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(IpProtocol::TCP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         // An empty host listens on both families, as Go does.
@@ -67,6 +74,12 @@ fn bind_one(address: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    // Only Linux has it, and there it decides about keepalive too: with ten seconds an idle connection ends at the second
+    // unanswered probe, after 30 s, instead of the tenth.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(write_timeout))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = write_timeout;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -98,7 +111,8 @@ mod tests {
 
     #[test]
     fn sockets_of_one_address_share_its_port() {
-        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let (address, sockets) = bind(address, 2, Duration::from_secs(1)).unwrap();
         assert_ne!(address.port(), 0);
         assert_eq!(sockets.len(), 2);
     }

@@ -84,6 +84,25 @@ impl Meters {
         }
     }
 
+    /// How often each reactor has turned so far.
+    pub fn turns(&self) -> Vec<u64> {
+        self.exporter.counts(CoreCounter::Turns)
+    }
+
+    /// How many reactors do not turn.
+    pub fn set_stalled(&self, reactors: usize) {
+        if let Ok(gauge) = self.exporter.gauge("pitaya_reactor_stalled", &[]) {
+            gauge.set(reactors as f64);
+        }
+    }
+
+    /// So many reactors have stopped turning.
+    pub fn count_stalls(&self, stalls: usize) {
+        if let Ok(counter) = self.exporter.counter("pitaya_reactor_stalls_total", &[]) {
+            counter.add(stalls as u64);
+        }
+    }
+
     /// How many servers of each type are known; Pitaya declares this gauge and never sets it.
     pub fn set_servers(&self, table: &ServerTable) {
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use shared::cluster::binding_writer::BindingNotes;
 use shared::websocket::upgrade::OriginPolicy;
@@ -21,7 +22,7 @@ use crate::control::{BindingSource, Control, ControlError, post};
 use crate::directory::Directory;
 use crate::gateway::{Addresses, Commands, Gateway, StartError};
 use crate::limits::Limits;
-use crate::listener::{self, Listener, Security, Service};
+use crate::listener::{self, Listener, Security};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
@@ -54,7 +55,7 @@ impl Starting {
         let application = plan.take_application();
         let plan = Arc::new(plan);
         let mut listeners: Vec<Vec<Listener>> = (0..plan.reactors).map(|_| Vec::new()).collect();
-        let addresses = bind_all(&plan.ports, &mut listeners)?;
+        let addresses = bind_all(&plan, &mut listeners)?;
         let grpc = Transport::bind(&plan)?;
         let is_browsed = !addresses.ws.is_empty() || !addresses.wss.is_empty();
         if is_browsed && plan.rules.wire.upgrade.origins == OriginPolicy::Any {
@@ -226,13 +227,11 @@ impl Serving {
     }
 }
 
-fn bind_all(
-    ports: &[(SocketAddr, Service)],
-    listeners: &mut [Vec<Listener>],
-) -> Result<Addresses, StartError> {
+fn bind_all(plan: &Plan, listeners: &mut [Vec<Listener>]) -> Result<Addresses, StartError> {
     let mut bound = Addresses::default();
-    for (address, service) in ports {
-        let (actual, sockets) = listener::bind(*address, listeners.len())
+    let write_timeout = Duration::from_millis(plan.rules.write_timeout_ms);
+    for (address, service) in &plan.ports {
+        let (actual, sockets) = listener::bind(*address, listeners.len(), write_timeout)
             .map_err(|source| StartError::Listen { address: *address, source })?;
         let list = match (service.protocol, service.security) {
             (Protocol::Tcp, Security::Plain) => &mut bound.tcp,

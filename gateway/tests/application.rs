@@ -5,6 +5,9 @@
 #[allow(dead_code, unreachable_pub)] // Its `main` is for people.
 #[path = "../examples/auth.rs"]
 mod auth;
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "support/metrics.rs"]
+mod metrics;
 
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -12,6 +15,7 @@ use std::time::Duration;
 use client::raw::{Closed, RawClient};
 use gateway::control::plan::Plan;
 use gateway::gateway::{Commands, Gateway};
+use metrics::eventually;
 use shared::config::{Binary, Config};
 use worker::prelude::*;
 use worker::{Encode, Payload, version_at_least};
@@ -202,6 +206,32 @@ fn handshakes_are_judged_by_the_applications_checks() {
         assert_eq!(accepted.code, 200);
         client.ack().unwrap();
         assert_eq!(client.request("s.token", b"").unwrap().text(), "\"secret\"", "{driver}");
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_reactor_that_hangs_in_a_check_is_reported_until_it_turns_again() {
+    for driver in DRIVERS {
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let app = App::new("room").handshake("hangs", move |_| {
+            // An error says that this test has failed and gone.
+            let _ = released.lock().unwrap().recv();
+            Ok(())
+        });
+        let gateway = start(driver, &[("pitaya.admin.listen", "127.0.0.1:0")], app);
+        let admin = gateway.addresses().admin[0];
+        let count = |name: &str| metrics::value(&metrics::metrics(admin), name, "");
+        assert_eq!(count("pitaya_reactor_stalled") + count("pitaya_reactor_stalls_total"), 0);
+        let mut client = connect(&gateway);
+        let held = std::thread::spawn(move || client.handshake().unwrap().code);
+        eventually("it is reported", || count("pitaya_reactor_stalled") == 1);
+        assert_eq!(count("pitaya_reactor_stalls_total"), 1, "{driver}");
+        release.send(()).unwrap();
+        assert_eq!(held.join().unwrap(), 200, "{driver}");
+        eventually("it turns again", || count("pitaya_reactor_stalled") == 0);
+        assert_eq!(count("pitaya_reactor_stalls_total"), 1, "{driver}");
         gateway.stop();
     }
 }

@@ -1,9 +1,9 @@
 //! Control: everything of a gateway that is not in the path of a message.
 //!
-//! One task follows the reactors' reports, the cluster's servers and the commands of the process's owner; others
-//! connect to NATS (connector.rs), or carry messages over gRPC (transport.rs). It starts things in the order in which
-//! they can serve (bus, discovery, listeners; joining.rs) and stops them in the opposite one. It never sees a player's
-//! message.
+//! One task follows the reactors' reports, the cluster's servers and the commands of the process's owner, and watches
+//! whether the reactors turn (watchdog.rs); others connect to NATS (connector.rs), or carry messages over gRPC
+//! (transport.rs). It starts things in the order in which they can serve (bus, discovery, listeners; joining.rs) and
+//! stops them in the opposite one. It never sees a player's message.
 
 pub mod cluster;
 pub mod connector;
@@ -15,6 +15,7 @@ mod joining;
 pub mod plan;
 pub mod transport;
 pub mod upkeep;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,8 +170,18 @@ impl Control {
         Self { bindings, ..self }
     }
 
-    /// Follows the gateway until it is told to stop.
+    /// Follows the gateway until it is told to stop, and watches the reactors meanwhile.
     pub async fn run(mut self) {
+        // Beside the loop rather than in it: the loop waits for the full mailbox of a reactor that does not turn.
+        let watch = watchdog::watch(self.meters.clone(), self.plan.clock);
+        tokio::select! {
+            () = self.follow() => {}
+            never = watch => match never {},
+        }
+        self.stop().await;
+    }
+
+    async fn follow(&mut self) {
         let mut rotation = tokio::time::interval(QUANTILE_WINDOW);
         let mut look = tokio::time::interval(REGISTRATION_LOOK);
         let mut draining = None;
@@ -210,7 +221,6 @@ impl Control {
                 self.readiness.set_registered(discovery.is_registered());
             }
         }
-        self.stop().await;
     }
 
     /// Reads the configuration again and tells the reactors, or tells what is wrong with it.

@@ -155,9 +155,9 @@ impl Reactor {
                 let bytes = match result {
                     Ok(bytes) => bytes,
                     Err(_) if connection.client.freezing.is_some() => 0,
-                    Err(_) => {
+                    Err(error) => {
                         self.core.pool.give(buffer);
-                        self.handle_broken(token);
+                        self.handle_broken(token, &error);
                         return;
                     }
                 };
@@ -193,8 +193,8 @@ impl Reactor {
             Some(Occupant::Client(connection)) => {
                 connection.client.ending.handle_peer_done();
                 let reason = connection.entrance.reason_of_end();
-                if error.is_some() {
-                    self.handle_broken(token);
+                if let Some(error) = error {
+                    self.handle_broken(token, &error);
                 } else if connection.client.ending.closing().is_some() {
                     self.poll_closing(token);
                 } else {
@@ -211,14 +211,25 @@ impl Reactor {
 
     /// A client's socket failed. An end that is under way has nothing to wait for then: what is unsent stays unsent,
     /// and its descriptor would be held for the rest of the write deadline.
-    fn handle_broken(&mut self, token: Token) {
+    fn handle_broken(&mut self, token: Token, error: &io::Error) {
         let Some(connection) = self.connections.at(token) else { return };
         connection.client.ending.handle_broken();
         if connection.client.ending.closing().is_some() {
             self.poll_closing(token);
         } else {
-            self.end(token, CloseReason::IoError);
+            let reason = reason_of_failure(error, connection.client.outbox.is_empty());
+            self.end(token, reason);
         }
+    }
+}
+
+/// The kernel holds the write deadline too (listener.rs). Which of the two notices first that a client takes nothing is
+/// chance, and must not decide what operators see.
+fn reason_of_failure(error: &io::Error, is_outbox_empty: bool) -> CloseReason {
+    if error.kind() == io::ErrorKind::TimedOut && !is_outbox_empty {
+        CloseReason::WriteTimeout
+    } else {
+        CloseReason::IoError
     }
 }
 
@@ -229,4 +240,18 @@ fn peer_of(socket: &impl AsFd) -> io::Result<std::net::SocketAddr> {
         .ok_or(io::ErrorKind::NotConnected)?;
     // A dual-stack listener shows IPv4 clients as ::ffff:a.b.c.d; logs and `ipversion` want a.b.c.d.
     Ok(std::net::SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_write_deadline_has_the_reason_of_ours() {
+        let timed_out = io::Error::from(io::ErrorKind::TimedOut);
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(reason_of_failure(&timed_out, false), CloseReason::WriteTimeout);
+        assert_eq!(reason_of_failure(&timed_out, true), CloseReason::IoError);
+        assert_eq!(reason_of_failure(&reset, false), CloseReason::IoError);
+    }
 }

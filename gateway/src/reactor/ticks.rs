@@ -26,7 +26,8 @@ const LEVEL_TICKS: usize = 5;
 /// A turn that begins so much later than it was meant to, ms, says that the process stood still: it was paused, or the
 /// machine was.
 const PAUSE_MS: u64 = 500;
-/// After a pause, the time in which what came meanwhile is taken in before anybody is judged, ms.
+/// After a pause, the time in which what came meanwhile is taken in before anybody is judged, ms. There may be no turn
+/// in it, so it stays well under the second after which the watchdog reports a reactor.
 const CATCH_UP_MS: u64 = 500;
 
 impl Reactor {

@@ -192,6 +192,7 @@ fn a_gateway_that_is_paused_kicks_nobody_who_was_not_silent() {
         println!("{driver}: all answered {:?} after the pause", begun.elapsed());
         clients.iter_mut().for_each(echo);
         assert_eq!(gateway.counter("pitaya_acceptor_closed_total"), 0, "{driver}");
+        assert_eq!(gateway.counter("pitaya_reactor_stalls_total"), 0, "{driver}: all stood still");
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 both_drivers! {
     a_storm_of_connections_is_accepted_completely
+    an_accepted_socket_has_the_options_of_its_listener
     a_paused_listener_leaves_connections_in_the_queue
     an_unlistened_socket_keeps_its_queue_for_the_next_driver
     a_closed_listener_is_never_heard_of_again
@@ -27,6 +28,24 @@ fn a_storm_of_connections_is_accepted_completely(kind: Kind) {
     let _clients: Vec<_> = (0..100).map(|_| connect(address)).collect();
     world.until("all of them", |world| world.accepted.len() >= 100);
     assert_eq!(world.accepted.len(), 100);
+}
+
+fn an_accepted_socket_has_the_options_of_its_listener(kind: Kind) {
+    // From the shortest write deadline that can be configured to the longest.
+    for timeout in [10, 1_234, 3_600_000].map(Duration::from_millis) {
+        let mut world = World::new(kind);
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (address, sockets) = gateway::listener::bind(any, 1, timeout).unwrap();
+        for socket in sockets {
+            world.driver.listen(socket).unwrap();
+        }
+        let _client = connect(address);
+        world.until("the connection", |world| world.accepted.len() == 1);
+        let accepted = socket2::SockRef::from(&world.accepted[0]);
+        assert!(accepted.keepalive().unwrap() && accepted.tcp_nodelay().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(timeout));
+    }
 }
 
 fn a_paused_listener_leaves_connections_in_the_queue(kind: Kind) {

@@ -1,13 +1,14 @@
 //! Bytes in and out, ends and resets, pauses.
 
 use crate::world::{World, connect, pair, pattern_bytes};
-use gateway::driver::{Kind, Options};
+use gateway::driver::{Event, Kind, Options};
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
     os::fd::OwnedFd,
     thread,
+    time::Duration,
 };
 
 both_drivers! {
@@ -17,6 +18,7 @@ both_drivers! {
     the_end_comes_after_the_bytes_and_sending_goes_on
     a_reset_ends_with_its_error
     a_send_to_a_reset_connection_fails
+    what_ends_a_connection_is_told_first_when_a_send_waits
     a_paused_connection_receives_nothing_until_it_is_resumed
     an_end_that_came_in_a_pause_is_told_after_it
     nothing_to_send_is_sent_at_once
@@ -116,7 +118,7 @@ fn the_end_comes_after_the_bytes_and_sending_goes_on(kind: Kind) {
 }
 
 fn reset(client: TcpStream) {
-    socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
 }
 
@@ -149,6 +151,34 @@ fn let_all_arrive(world: &mut World) {
     world.until_received(mark, b"mark");
     world.turn();
     world.close(mark);
+}
+
+/// A socket gives its error to whoever asks first, and a clean end to the next.
+fn what_ends_a_connection_is_told_first_when_a_send_waits(kind: Kind) {
+    let mut world = World::new(kind);
+    let (token, client) = world.connect();
+    world.send(token, &pattern_bytes(0, 16 << 20));
+    // Until a whole turn brings no progress: the kernel's buffers are full.
+    let mut before = None;
+    loop {
+        world.turn();
+        let sent = world.sent.get(&token).copied();
+        if before.replace(sent) == Some(sent) {
+            break;
+        }
+    }
+    assert!(world.is_sending(token));
+    reset(client);
+    let first = loop {
+        world.driver.wait(Some(Duration::from_millis(200))).unwrap();
+        match world.driver.next() {
+            Some(Event::Sent { result: Err(error), .. }) => break Some(error),
+            Some(Event::Ended { error, .. }) => break error,
+            Some(event) => panic!("{event:?}"),
+            None => {}
+        }
+    };
+    assert_eq!(first.map(|error| error.kind()), Some(io::ErrorKind::ConnectionReset));
 }
 
 fn a_paused_connection_receives_nothing_until_it_is_resumed(kind: Kind) {

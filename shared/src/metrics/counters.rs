@@ -129,6 +129,11 @@ impl Cells {
         }
     }
 
+    /// The present value of one counter.
+    pub(super) fn count(&self, counter: CoreCounter) -> u64 {
+        read(&self.counters[counter.index()])
+    }
+
     /// Names and present values of the counters without labels.
     pub(super) fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let names = CoreCounter::ALL.iter().map(|counter| counter.name());
@@ -216,7 +221,7 @@ impl CoreCounters {
 
     /// What this reactor has counted, for tests and for its own decisions.
     pub fn count(&self, counter: CoreCounter) -> u64 {
-        read(&self.cells.counters[counter.index()])
+        self.cells.count(counter)
     }
 
     /// How many connections of this reactor ended for a reason.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus::core::{Collector, Desc};
 use prometheus::{TextEncoder, proto};
 
-use super::counters::{Cells, CoreCounters, read};
+use super::counters::{Cells, CoreCounter, CoreCounters, read};
 use super::distribution::Snapshot;
 use super::handles::{Counter, Gauge, Histogram, Summary, ValueSummary};
 use super::latency::{LatencyCells, LatencyTable, RouteDirectory, Series, series_at};
@@ -132,6 +132,11 @@ impl Exporter {
             counters: CoreCounters::new(cells),
             latency: LatencyTable::new(latency, Arc::clone(&self.0.directory)),
         }
+    }
+
+    /// What each reactor has counted so far, in the order in which they were added. Allocates.
+    pub fn counts(&self, counter: CoreCounter) -> Vec<u64> {
+        lock(&self.0.cores).iter().map(|(cells, _)| cells.count(counter)).collect()
     }
 
     /// The counter of a name with these label values. Asking again gives the same one.

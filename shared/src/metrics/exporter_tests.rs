@@ -63,6 +63,8 @@ fn reactors_add_up_under_pitaya_s_names() {
         core.counters.failed(FailReason::Timeout);
         core.counters.dropped(DropReason::ClientGone);
     }
+    cores[1].counters.increment(CoreCounter::Turns);
+    assert_eq!(exporter.counts(CoreCounter::Turns), [0, 1], "each for itself");
     let series = parse(&exporter.render());
     assert_eq!(value(&series, "pitaya_acceptor_exceeded_rate_limiting", ""), 6);
     assert_eq!(value(&series, "pitaya_acceptor_connected_clients", ""), 10);

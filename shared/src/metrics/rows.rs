@@ -112,6 +112,8 @@ pub static METRICS: &[MetricRow] = &[
     // The reactor.
     row(Counter, "pitaya_reactor_turns_total", &[], "turns", "Turns of the reactors' loops."),
     row(Counter, "pitaya_reactor_events_total", &[], "events", "Events that the reactors handled."),
+    row(Gauge, "pitaya_reactor_stalled", &[], "reactors", "Reactors that have not turned for a second or longer; their clients get no answers."),
+    row(Counter, "pitaya_reactor_stalls_total", &[], "stalls", "Times that a reactor did not turn for a second."),
     row(Counter, "pitaya_reactor_mailbox_full_total", &[], "messages", "Messages that found a reactor's mailbox full."),
 
     // The hand-over to a new process.

@@ -135,6 +135,11 @@ impl Epoll {
         socket.is_queued = false;
         if socket.can_write() {
             self.try_send(token);
+            // A send that failed took the socket's error along; reading would find a clean end, and tell it first.
+            if let Some(Queued::Event(Event::Sent { result: Err(_), .. })) = self.queue.back() {
+                self.enqueue(token);
+                return None;
+            }
         }
         let socket = self.sockets.get(token)?;
         let event = match socket.role {
