@@ -44,27 +44,27 @@ pub enum Security {
 }
 
 /// Binds `count` sockets to one address. With port 0 the first one decides the port. The kernel ends an accepted
-/// connection when what was sent on it stays unacknowledged, or finds no window, for `write_timeout` (whole ms are
-/// counted); so the write deadline also holds for what has left the outbox. Sockets keep this time: a listener does not
-/// follow a reload.
+/// connection when what was sent on it stays unacknowledged, or finds no window, for `unacknowledged_max` (whole ms are
+/// counted), so that also what has left the outbox has a deadline. Sockets keep this time: a listener does not follow a
+/// reload.
 ///
 /// Errors: the address cannot be bound.
 pub fn bind(
     address: SocketAddr,
     count: usize,
-    write_timeout: Duration,
+    unacknowledged_max: Duration,
 ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
     let mut bound = address;
     let mut sockets = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket = bind_one(bound, write_timeout)?;
+        let socket = bind_one(bound, unacknowledged_max)?;
         bound = socket.local_addr()?.as_socket().unwrap_or(bound);
         sockets.push(OwnedFd::from(socket));
     }
     Ok((bound, sockets))
 }
 
-fn bind_one(address: SocketAddr, write_timeout: Duration) -> io::Result<Socket> {
+fn bind_one(address: SocketAddr, unacknowledged_max: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(IpProtocol::TCP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         // An empty host listens on both families, as Go does.
@@ -74,12 +74,12 @@ fn bind_one(address: SocketAddr, write_timeout: Duration) -> io::Result<Socket> 
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
-    // Only Linux has it, and there it decides about keepalive too: with ten seconds an idle connection ends at the second
-    // unanswered probe, after 30 s, instead of the tenth.
+    // Only Linux has it, and there it decides about keepalive too: an idle connection ends at the first unanswered probe
+    // behind this time instead of the tenth.
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(write_timeout))?;
+    socket.set_tcp_user_timeout(Some(unacknowledged_max))?;
     #[cfg(not(target_os = "linux"))]
-    let _ = write_timeout;
+    let _ = unacknowledged_max;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -26,6 +26,7 @@ use crate::listener::{self, Listener, Security};
 use crate::mailbox::{Mail, Mailbox};
 use crate::meter::Meters;
 use crate::reactor::{Opened, Report, Setup};
+use crate::rules::Rules;
 use crate::wire::Protocol;
 
 /// Reports that wait for the control thread at most.
@@ -229,9 +230,12 @@ impl Serving {
 
 fn bind_all(plan: &Plan, listeners: &mut [Vec<Listener>]) -> Result<Addresses, StartError> {
     let mut bound = Addresses::default();
-    let write_timeout = Duration::from_millis(plan.rules.write_timeout_ms);
+    // Not sooner than a silent client is given up: a phone that is out of reach for a while with a heartbeat under way must
+    // not be dropped for it.
+    let Rules { write_timeout_ms, agent, .. } = &*plan.rules;
+    let unacknowledged_max = Duration::from_millis((*write_timeout_ms).max(agent.silence_ms));
     for (address, service) in &plan.ports {
-        let (actual, sockets) = listener::bind(*address, listeners.len(), write_timeout)
+        let (actual, sockets) = listener::bind(*address, listeners.len(), unacknowledged_max)
             .map_err(|source| StartError::Listen { address: *address, source })?;
         let list = match (service.protocol, service.security) {
             (Protocol::Tcp, Security::Plain) => &mut bound.tcp,

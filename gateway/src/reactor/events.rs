@@ -223,7 +223,7 @@ impl Reactor {
     }
 }
 
-/// The kernel holds the write deadline too (listener.rs). Which of the two notices first that a client takes nothing is
+/// The kernel holds a deadline too (listener.rs). Which of the two notices first that a client takes nothing is
 /// chance, and must not decide what operators see.
 fn reason_of_failure(error: &io::Error, is_outbox_empty: bool) -> CloseReason {
     if error.kind() == io::ErrorKind::TimedOut && !is_outbox_empty {

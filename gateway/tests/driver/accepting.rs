@@ -31,7 +31,7 @@ fn a_storm_of_connections_is_accepted_completely(kind: Kind) {
 }
 
 fn an_accepted_socket_has_the_options_of_its_listener(kind: Kind) {
-    // From the shortest write deadline that can be configured to the longest.
+    // From the shortest that can be configured to the longest.
     for timeout in [10, 1_234, 3_600_000].map(Duration::from_millis) {
         let mut world = World::new(kind);
         let any = "127.0.0.1:0".parse().unwrap();

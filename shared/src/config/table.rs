@@ -151,7 +151,7 @@ pub static KEYS: &[Key] = &[
     row(Gateway, "pitaya.buffer.agent.messages", QUEUE, "100",
         "Packets queued to one client; pitaya.gateway.outbox.maxbytes bounds them in bytes as well."),
     row(Gateway, "pitaya.buffer.agent.conntimeout", TIMEOUT, "10s",
-        "Limit for writing to a client, which is closed then; also how long the kernel waits for its acknowledgement, as set at the start.")
+        "Limit for writing to a client, which is closed then.")
         .aliases(&["pitaya.buffer.agent.writetimeout"]).live(),
     row(Gateway, "pitaya.buffer.handler.localprocess", QUEUE, "20", "Client messages waiting for handlers in this process."),
     row(Gateway, "pitaya.buffer.handler.remoteprocess", QUEUE, "20",
