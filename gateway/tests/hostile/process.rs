@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::RwLockReadGuard;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::field::{beside, eventually};
@@ -83,8 +84,22 @@ impl Process {
     /// Writes its configuration file anew and asks it to read it.
     pub(crate) fn reload(&self, config: &str) {
         std::fs::write(self.directory.path().join("config.toml"), config).unwrap();
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
+        self.signal(Signal::HUP);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it ends by itself; whether with success.
+    pub(crate) fn ends_well(&mut self) -> bool {
+        let mut status = None;
+        eventually("the gateway ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.is_some_and(|status| status.success())
     }
 
     fn proc(&self, name: &str) -> PathBuf {
