@@ -25,6 +25,8 @@ pub(crate) struct Process {
     pub admin: SocketAddr,
     /// Where TCP clients with TLS connect.
     pub tls: Option<SocketAddr>,
+    /// Where WebSocket clients with TLS connect.
+    pub wss: Option<SocketAddr>,
 }
 
 impl Process {
@@ -67,6 +69,7 @@ impl Process {
             ws: SocketAddr::from(([0; 4], 0)),
             admin: SocketAddr::from(([0; 4], 0)),
             tls: None,
+            wss: None,
         };
         eventually("the gateway serves", || {
             assert!(started.child.try_wait().unwrap().is_none(), "{}", started.log());
@@ -77,7 +80,8 @@ impl Process {
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
         started.admin = ports["admin"].as_str().unwrap().parse().unwrap();
-        started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
+        let secured = |name: &str| ports[name].as_str().map(|address| address.parse().unwrap());
+        (started.tls, started.wss) = (secured("tls"), secured("wss"));
         started
     }
 
