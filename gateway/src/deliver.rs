@@ -28,6 +28,8 @@ use crate::rules::Rules;
 use crate::turn::Turn;
 
 const STATUS_NO_RESPONDERS: u16 = 503;
+/// Text of a request that was lost with its server.
+const SERVER_GONE: &str = "the server has gone before it answered";
 
 /// Takes in one message from NATS.
 pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &mut Turn<'_>) {
@@ -44,7 +46,11 @@ pub fn handle_message(message: &Msg<'_>, connections: &mut Connections, turn: &m
                 Some(Addressee::Batch(first)) => {
                     handle_answers(first, message.payload, is_undelivered, connections, turn);
                 }
-                None => turn.core.meter.count(CoreCounter::LateAnswers),
+                Some(Addressee::Probe(target)) if is_undelivered => {
+                    handle_missed_probe(target, connections, turn);
+                }
+                // A server that knows probes answers none.
+                Some(Addressee::Probe(_)) | None => turn.core.meter.count(CoreCounter::LateAnswers),
             }
         }
         Some(Subject::Push(owner)) => handle_push(owner, message, connections, turn),
@@ -118,6 +124,43 @@ fn handle_answers(
     }
     for token in tokens {
         handle_answer(token, payload, is_undelivered, connections, turn);
+    }
+}
+
+/// Fails what was sent to a server that has gone meanwhile. Whether the server has served it nobody knows, so that no other
+/// one may.
+fn handle_missed_probe(target: u32, connections: &mut Connections, turn: &mut Turn<'_>) {
+    let Some((server, since_ms)) = turn.bus.miss_probe(target) else { return };
+    let now_ms = turn.core.now_ms;
+    turn.bus.targets.suspect(target, now_ms);
+    let mut lost: Vec<Pending> = Vec::new();
+    let times = (now_ms, turn.rules.request_timeout_ms);
+    turn.bus.pending.give_up_sent(target, since_ms, times, |pending| lost.push(pending));
+    tracing::warn!(
+        server = server.id,
+        server_type = server.server_type,
+        requests = lost.len(),
+        "a server has gone with requests in hand; they fail"
+    );
+    let error = Error::new(code::INTERNAL, SERVER_GONE).with("peer.id", server.id.clone());
+    for pending in lost {
+        give_up(&pending, FailReason::NoResponders, &error, connections, turn);
+    }
+}
+
+/// Fails a request that its server owes the answer of, and gives its room to the next one.
+pub fn give_up(
+    pending: &Pending,
+    reason: FailReason,
+    error: &Error,
+    connections: &mut Connections,
+    turn: &mut Turn<'_>,
+) {
+    let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
+    let released = turn.bus.targets.end(pending.target, turn.core.now_us);
+    fail(pending, reason, error, connections, turn);
+    if let (Some(waiting), Some(server)) = (released, server) {
+        send_waiting(&server.server_type, waiting, connections, turn);
     }
 }
 

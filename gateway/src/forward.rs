@@ -391,6 +391,7 @@ pub fn send(
         message_id: request.message_id,
         target,
         arrived_us: request.arrived_us,
+        sent_ms: core.now_ms,
         deadline_ms: request.deadline_ms,
         route,
         unlabelled: (route == RouteLabel::OTHER).then(|| request.route.into()),

@@ -45,7 +45,7 @@ pub fn retry(
     if !matches!(bus.carrier, Carrier::Nats(_)) {
         return Err(pending);
     }
-    let again = Pending { target: key, is_retry: true, ..pending };
+    let again = Pending { target: key, is_retry: true, sent_ms: now_ms, ..pending };
     // There is room: the first try has just left the table.
     let Some(token) = bus.pending.insert(again) else { return Ok(()) };
     if let Some(target) = bus.targets.begin(key) {

@@ -10,7 +10,7 @@
 //! The invariant: at most one batch a server is open, and messages to a server leave in the order in which they were
 //! written, batched or not.
 
-use proto::wire::{BATCH_ENTRY_BYTES, BATCH_HEADER, NO_TOKEN, put_batch_entry_head};
+use proto::wire::{BATCH_ENTRY_BYTES, BATCH_HEADER, NO_TOKEN, PROBE, put_batch_entry_head};
 use shared::nats::encoder;
 use shared::server::ServerTable;
 
@@ -27,6 +27,8 @@ pub const BATCH_BYTES_MAX: usize = 64 << 10;
 const SPARE_MAX: usize = 16;
 /// Stands in a reply subject before the number of the batch's first request.
 const BATCH_MARK: u8 = b'b';
+/// Stands in a reply subject before the number of the server that a probe goes to.
+const PROBE_MARK: u8 = b'p';
 /// The reply subject of what nobody wants answered. Nobody subscribes to it, so that Go backends can acknowledge a
 /// notify and no state is kept here (cluster protocol 23.2).
 const NOTIFY_REPLY: &[u8] = b"_DISCARD.notify";
@@ -53,6 +55,8 @@ pub enum Addressee {
     Request(u32),
     /// The requests that a batch of answers names; or all requests of the batch that this one was the first of.
     Batch(Option<u32>),
+    /// A server that was asked whether it is still there.
+    Probe(u32),
 }
 
 /// The batches of the present turn.
@@ -187,18 +191,27 @@ impl NatsLines {
 
     /// Writes the line of a batch whose reply subject names its first request.
     fn put_batch(&mut self, subject: &[u8], leader: Option<u32>, bytes: &[u8]) {
-        self.published += 1;
-        let reply = match leader {
-            None => NOTIFY_REPLY,
-            Some(token) => {
-                self.reply.clear();
-                self.reply.extend_from_slice(&self.inbox);
-                self.reply.push(BATCH_MARK);
-                push_decimal(&mut self.reply, token);
-                &self.reply
+        match leader {
+            Some(token) => self.put_marked(subject, BATCH_MARK, token, bytes),
+            None => {
+                self.published += 1;
+                encoder::publish(&mut self.out, subject, Some(NOTIFY_REPLY), bytes);
             }
-        };
-        encoder::publish(&mut self.out, subject, Some(reply), bytes);
+        }
+    }
+
+    /// Writes the line of a probe whose reply subject names the server.
+    pub fn put_probe(&mut self, subject: &[u8], target: u32) {
+        self.put_marked(subject, PROBE_MARK, target, &PROBE);
+    }
+
+    fn put_marked(&mut self, subject: &[u8], mark: u8, number: u32, bytes: &[u8]) {
+        self.published += 1;
+        self.reply.clear();
+        self.reply.extend_from_slice(&self.inbox);
+        self.reply.push(mark);
+        push_decimal(&mut self.reply, number);
+        encoder::publish(&mut self.out, subject, Some(&self.reply), bytes);
     }
 
     /// Makes the batch at `place` a line.
@@ -229,6 +242,7 @@ impl NatsLines {
         match subject.strip_prefix(&*self.inbox)? {
             [BATCH_MARK] => Some(Addressee::Batch(None)),
             [BATCH_MARK, digits @ ..] => Some(Addressee::Batch(Some(number(digits)?))),
+            [PROBE_MARK, digits @ ..] => Some(Addressee::Probe(number(digits)?)),
             digits => Some(Addressee::Request(number(digits)?)),
         }
     }

@@ -11,6 +11,7 @@ use shared::session::SessionId;
 
 use super::*;
 use crate::bus::pending::Pending;
+use crate::bus::probes::Probes;
 use crate::bus::subscriptions::Subscriptions;
 use crate::bus::targets::{Choice, Seeker, TargetLimits};
 use crate::bus::{Readiness, homes::Homes};
@@ -49,6 +50,7 @@ fn bus_with(has_batches: bool, payload_bytes_max: usize) -> BusState {
         pending: PendingTable::default(),
         subscriptions: Subscriptions::default(),
         targets: Targets::new(limits, Arc::new(Routing::new(Policy::LeastInFlight)), None),
+        probes: Probes::default(),
         proofs: Vec::new(),
     }
 }
@@ -81,6 +83,7 @@ fn put(bus: &mut BusState, target: u32, message: &[u8]) -> u32 {
         message_id: 1,
         target,
         arrived_us: 0,
+        sent_ms: 0,
         deadline_ms: 10,
         route: shared::metrics::RouteLabel::OTHER,
         unlabelled: None,

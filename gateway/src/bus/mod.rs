@@ -10,6 +10,7 @@ pub mod homes;
 pub mod link;
 pub mod local;
 pub mod pending;
+pub mod probes;
 pub mod queue;
 pub mod subscriptions;
 pub mod targets;
@@ -26,6 +27,7 @@ use batches::Batches;
 use link::NatsLink;
 use local::LocalCarrier;
 use pending::PendingTable;
+use probes::Probes;
 use subscriptions::Subscriptions;
 use targets::Targets;
 
@@ -58,6 +60,8 @@ pub struct BusState {
     pub subscriptions: Subscriptions,
     /// The servers that requests can go to.
     pub targets: Targets,
+    /// Servers that are asked whether they are still there.
+    pub probes: Probes,
     /// Binds whose subscriptions wait for their proof.
     pub proofs: Vec<Proof>,
 }

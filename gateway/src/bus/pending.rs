@@ -37,6 +37,8 @@ pub struct Pending {
     pub target: u32,
     /// When the message arrived, µs.
     pub arrived_us: u64,
+    /// When the request was sent, ms.
+    pub sent_ms: u64,
     /// When the answer is given up, ms.
     pub deadline_ms: u64,
     /// The metrics label of the route.
@@ -191,24 +193,59 @@ impl PendingTable {
     }
 
     /// Gives up what is overdue, and frees what has rested. Walks over all slots; called once a tick.
-    pub fn expire(&mut self, now_ms: u64, timeout_ms: u64, mut give_up: impl FnMut(Pending)) {
+    pub fn expire(&mut self, now_ms: u64, timeout_ms: u64, give_up: impl FnMut(Pending)) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            match &slot.state {
-                State::Busy(pending) if now_ms >= pending.deadline_ms => {
-                    let rest = State::Resting { until_ms: now_ms + timeout_ms * REST_TIMEOUTS };
-                    if let State::Busy(pending) = std::mem::replace(&mut slot.state, rest) {
-                        self.busy -= 1;
-                        slot.request.clear();
-                        give_up(pending);
-                    }
-                }
-                State::Resting { until_ms } if now_ms >= *until_ms => {
-                    slot.state = State::Free;
-                    self.free.give(index as u32);
-                }
-                _ => {}
+            if matches!(slot.state, State::Resting { until_ms } if now_ms >= until_ms) {
+                slot.state = State::Free;
+                self.free.give(index as u32);
             }
         }
+        let is_overdue = |pending: &Pending| now_ms >= pending.deadline_ms;
+        self.give_up(is_overdue, now_ms + timeout_ms * REST_TIMEOUTS, give_up);
+    }
+
+    /// Gives up what a server will not answer any more: everything that was sent to `target` before `sent_ms`.
+    pub fn give_up_sent(
+        &mut self,
+        target: u32,
+        sent_ms: u64,
+        (now_ms, timeout_ms): (u64, u64),
+        give_up: impl FnMut(Pending),
+    ) {
+        let is_lost = |pending: &Pending| pending.target == target && pending.sent_ms < sent_ms;
+        self.give_up(is_lost, now_ms + timeout_ms * REST_TIMEOUTS, give_up);
+    }
+
+    /// Gives up what `is_over`. An answer may yet come, so that the tokens rest.
+    fn give_up(
+        &mut self,
+        is_over: impl Fn(&Pending) -> bool,
+        until_ms: u64,
+        mut give_up: impl FnMut(Pending),
+    ) {
+        for slot in &mut self.slots {
+            if let State::Busy(pending) = &slot.state
+                && is_over(pending)
+                && let State::Busy(pending) =
+                    std::mem::replace(&mut slot.state, State::Resting { until_ms })
+            {
+                self.busy -= 1;
+                slot.request.clear();
+                give_up(pending);
+            }
+        }
+    }
+
+    /// The servers that owe an answer to something that was sent before `sent_ms`, each once.
+    pub fn silent_targets(&self, sent_ms: u64) -> Vec<u32> {
+        let busy = self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Busy(pending) if pending.sent_ms < sent_ms => Some(pending.target),
+            _ => None,
+        });
+        let mut targets: Vec<u32> = busy.collect();
+        targets.sort_unstable();
+        targets.dedup();
+        targets
     }
 
     /// Gives up what `is_lost`: the link is gone, and with it the subject that answers would come to. What rests goes on
@@ -297,6 +334,7 @@ mod tests {
             message_id: 9,
             target: 0,
             arrived_us: 0,
+            sent_ms: 0,
             deadline_ms,
             route: RouteLabel::OTHER,
             unlabelled: None,

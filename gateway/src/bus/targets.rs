@@ -36,6 +36,7 @@ pub struct Target {
     suspect_until_ms: u64,
     is_gone: bool,
     takes_batches: bool,
+    knows_probes: bool,
     /// Requests that belong to this server.
     queue: Queue,
 }
@@ -194,6 +195,7 @@ impl Targets {
             suspect_until_ms: 0,
             is_gone: false,
             takes_batches: self.limits.has_batches && server.speaks(PROTOCOL_BATCHES),
+            knows_probes: server.speaks(PROTOCOL_BATCHES),
             queue: Queue::default(),
         }) as u32;
         self.by_id.insert(server.id.as_str().into(), key);
@@ -418,6 +420,11 @@ impl Target {
     /// Whether several requests may travel to it in one message.
     pub fn takes_batches(&self) -> bool {
         self.takes_batches
+    }
+
+    /// Whether it may be asked if it is still there. One that leaves in good order listens no more, and still answers.
+    pub fn takes_probes(&self) -> bool {
+        self.knows_probes && !self.is_gone
     }
 
     fn has_room(&self) -> bool {

@@ -15,6 +15,7 @@ use shared::nats::encoder;
 use super::{Reactor, Report};
 use crate::bus::link::{LinkError, NatsLink, NatsServer};
 use crate::bus::pending::{Pending, PendingTable};
+use crate::bus::probes::Probes;
 use crate::bus::subscriptions::{self, Subscriptions};
 use crate::bus::targets::{Place, Targets};
 use crate::bus::{Bus, BusState, Carrier, NatsLines, Readiness};
@@ -74,6 +75,7 @@ impl Reactor {
                 self.rules.routing.clone(),
                 local.map(|local| local.server().clone()),
             ),
+            probes: Probes::default(),
             proofs: Vec::new(),
         };
         self.buses.insert(Bus { link, state })

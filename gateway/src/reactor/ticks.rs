@@ -150,14 +150,10 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
     let mut overdue: Vec<Pending> = Vec::new();
     turn.bus.pending.expire(now_ms, turn.rules.request_timeout_ms, |pending| overdue.push(pending));
     for pending in overdue {
-        let server = turn.bus.targets.find(pending.target).map(|target| target.server.clone());
-        let error = timeout_error(turn, &pending, server.as_ref().map_or("", |server| &server.id));
-        let released = turn.bus.targets.end(pending.target, turn.core.now_us);
-        deliver::fail(&pending, FailReason::Timeout, &error, connections, turn);
-        if let (Some(waiting), Some(server)) = (released, server) {
-            deliver::send_waiting(&server.server_type, waiting, connections, turn);
-        }
+        let error = timeout_error(turn, &pending);
+        deliver::give_up(&pending, FailReason::Timeout, &error, connections, turn);
     }
+    turn.bus.probe_silent(now_ms);
     let mut late = Vec::new();
     turn.bus.targets.expire(now_ms, |waiting| late.push(waiting));
     for waiting in late {
@@ -175,7 +171,9 @@ fn sweep_requests(connections: &mut Connections, turn: &mut Turn<'_>) {
 /// Text of a timed-out request, as Pitaya's (cluster protocol 7.1).
 const REQUEST_TIMEOUT: &str = "rpc client: request timeout";
 
-fn timeout_error(turn: &Turn<'_>, pending: &Pending, server: &str) -> Error {
+fn timeout_error(turn: &Turn<'_>, pending: &Pending) -> Error {
+    let target = turn.bus.targets.find(pending.target);
+    let server = target.map_or_else(String::new, |target| target.server.id.clone());
     let route = match &pending.unlabelled {
         Some(text) => text.to_string(),
         None => turn.core.meter.route_name(pending.route).to_owned(),
@@ -185,5 +183,5 @@ fn timeout_error(turn: &Turn<'_>, pending: &Pending, server: &str) -> Error {
         .with("route", route)
         // Pitaya names the caller "server" and the called server "peer.id".
         .with("server", turn.rules.server_id.clone())
-        .with("peer.id", server.to_owned())
+        .with("peer.id", server)
 }

@@ -7,7 +7,7 @@ use async_nats::{Client, RequestErrorKind, Subject};
 use bytes::Bytes;
 use client::raw::RawClient;
 use futures_util::StreamExt;
-use proto::Message;
+use proto::{Message, wire};
 use shared::cluster::discovery::Discovery;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -62,6 +62,9 @@ impl Backend {
         caller.runtime.spawn(async move {
             while let Some(message) = messages.next().await {
                 let (payload, reply) = (message.payload, message.reply);
+                if payload == wire::PROBE[..] {
+                    continue;
+                }
                 if sender.send(Call { payload, reply, caller: answering.clone() }).is_err() {
                     return;
                 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use client::raw::RawClient;
+
 use crate::watching::counter;
 use crate::world::{DRIVERS, SOON, World, tcp, until};
 
@@ -39,6 +41,59 @@ fn a_backend_that_dies_costs_what_it_had_in_hand_and_nothing_else() {
         assert_eq!(counter(&gateway, "pitaya_acceptor_closed_total"), 0, "{driver}");
         gateway.stop();
         world.withdraw(living.discovery);
+    }
+}
+
+/// The time-out is twice as long as anything may take here.
+#[test]
+fn what_a_dead_worker_had_in_hand_fails_long_before_its_time_out() {
+    for driver in DRIVERS {
+        let world = World::new();
+        let dying = world.batching_backend("room-1");
+        let settings = [
+            ("pitaya.cluster.rpc.client.nats.requesttimeout", "60s"),
+            ("pitaya.gateway.threads", "1"),
+        ];
+        let gateway = world.gateway(driver, &settings);
+        let mut clients = [tcp(&gateway), tcp(&gateway)];
+        let ids = clients.each_mut().map(|client| {
+            let id = client.send_request("room.room.slow", b"").unwrap();
+            dying.next();
+            id
+        });
+        dying.die();
+        for (client, id) in clients.iter_mut().zip(ids) {
+            let answer = client.read_response(id, SOON).unwrap();
+            let text = answer.text();
+            assert!(answer.is_error && text.contains("PIT-500"), "{driver}: {text}");
+            assert!(text.contains("the server has gone") && text.contains("room-1"), "{text}");
+        }
+        assert_eq!(counter(&gateway, "pitaya_acceptor_closed_total"), 0, "{driver}");
+        until("nothing is under way", || {
+            (counter(&gateway, "pitaya_handler_requests_in_flight") == 0).then_some(())
+        });
+        gateway.stop();
+    }
+}
+
+#[test]
+fn a_worker_that_leaves_in_good_order_has_its_time_for_what_it_has_in_hand() {
+    for driver in DRIVERS {
+        let world = World::new();
+        let worker = world.worker("room-1");
+        let gateway = world.gateway(driver, &[("pitaya.gateway.threads", "1")]);
+        let [mut patient, mut other] = [tcp(&gateway), tcp(&gateway)];
+        let is_served =
+            |client: &mut RawClient| !client.request("room.test.echo", b"x").unwrap().is_error;
+        until("the worker is known", || is_served(&mut other).then_some(()));
+        let id = patient.send_request("room.test.sleep", br#"{"ms":2500}"#).unwrap();
+        // Behind it on the same way, so that the worker has both.
+        assert!(is_served(&mut other), "{driver}");
+        // It listens no more from here on, and answers after several probes would have been due.
+        world.stop_worker(worker);
+        let answer = patient.read_response(id, SOON).unwrap();
+        assert!(!answer.is_error, "{driver}: {}", answer.text());
+        gateway.stop();
     }
 }
 

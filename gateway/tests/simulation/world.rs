@@ -20,7 +20,7 @@ use gateway::meter::Meters;
 use gateway::reactor::{Opened, Reactor, Report, Setup};
 use gateway::wire::Protocol;
 use proto::Message;
-use proto::wire::{BatchView, NO_TOKEN, is_batch};
+use proto::wire::{BatchView, NO_TOKEN, PROBE, is_batch};
 use shared::config::{Binary, Config};
 use shared::nats::ConnectOptions;
 use shared::server::{METADATA_PROTOCOL, PROTOCOL_BATCHES, Server, ServerTable};
@@ -54,6 +54,7 @@ pub(crate) struct Totals {
     moves: u64,
     leaps: u64,
     batches: u64,
+    probes: u64,
     digest: u64,
 }
 
@@ -71,12 +72,14 @@ impl Totals {
         self.moves += other.moves;
         self.leaps += other.leaps;
         self.batches += other.batches;
+        self.probes += other.probes;
         self.digest(&[other.digest]);
     }
 
     /// Whether everything that is to be tested has happened, and often.
     pub(crate) fn is_eventful(&self) -> bool {
-        let rare = [self.kicks, self.binds, self.cuts, self.moves, self.leaps, self.batches];
+        let rare =
+            [self.kicks, self.binds, self.cuts, self.moves, self.leaps, self.batches, self.probes];
         self.answers > 1_000
             && self.errors > 100
             && self.pushes > 100
@@ -402,6 +405,13 @@ impl World {
             return;
         }
         assert!(takes_batches(server), "{server} has not asked for batches");
+        if message.payload == PROBE {
+            self.totals.probes += 1;
+            if !self.is_alive(server) {
+                self.refuse(message);
+            }
+            return;
+        }
         let batch = BatchView::decode(&message.payload).expect("a whole batch");
         assert!(batch.len() > 1, "one request travels alone");
         self.totals.batches += 1;
@@ -423,6 +433,11 @@ impl World {
         }
     }
 
+    fn is_alive(&self, server: &str) -> bool {
+        let number = SERVERS.iter().position(|id| *id == server).expect("a server of ours");
+        self.alive[number]
+    }
+
     fn refuse(&self, message: &Published) {
         if let Some(reply) = message.reply.as_deref().filter(|reply| reply.starts_with("_INBOX.")) {
             self.nats.no_responders(reply);
@@ -438,8 +453,7 @@ impl World {
             let known = *self.backends.sessions.entry(player).or_insert(session);
             assert_eq!(known, session, "player {player} speaks for another session");
         }
-        let number = SERVERS.iter().position(|id| *id == server).expect("a server of ours");
-        if self.alive[number] {
+        if self.is_alive(server) {
             self.backends.handle_request(server, message, now_ms, &mut self.random);
             return true;
         }

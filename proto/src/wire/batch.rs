@@ -13,10 +13,14 @@
 //! does not know batches refuses it as a whole. The messages are whole `Request`s on the way to a worker, and whole
 //! `Response`s on the way back. A token is what its answer comes back under; [`NO_TOKEN`] wants none.
 //!
+//! A batch without messages is a [`PROBE`]: the gateway wants to hear from NATS whether anybody listens. A worker drops it.
+//!
 //! The invariant: a view was walked over to its end when it was made, so its entries never fail.
 
 /// What every batch begins with: what no protobuf message begins with, and the version.
 pub const BATCH_HEADER: [u8; 2] = [0, 1];
+/// What a gateway sends only to learn whether anybody listens; it has no answer.
+pub const PROBE: [u8; 2] = BATCH_HEADER;
 /// Bytes of a message in a batch besides its own.
 pub const BATCH_ENTRY_BYTES: usize = 8;
 /// Messages in one batch that are accepted at most.

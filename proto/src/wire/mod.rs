@@ -14,7 +14,7 @@ mod views;
 
 pub use batch::{
     BATCH_ENTRIES_MAX, BATCH_ENTRY_BYTES, BATCH_HEADER, BatchEntries, BatchError, BatchView,
-    NO_TOKEN, is_batch, put_batch_entry_head,
+    NO_TOKEN, PROBE, is_batch, put_batch_entry_head,
 };
 pub use encode::{
     RESPONSE_ACK, RESPONSE_NESTED_ACK, SysRequest, encode_error_response, encode_response,

@@ -13,7 +13,7 @@ use std::task::Poll;
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use proto::wire::{
-    BATCH_ENTRY_BYTES, BATCH_HEADER, BatchError, BatchView, NO_TOKEN, put_batch_entry_head,
+    BATCH_ENTRY_BYTES, BATCH_HEADER, BatchError, BatchView, NO_TOKEN, PROBE, put_batch_entry_head,
 };
 
 use super::NatsLink;
@@ -35,6 +35,9 @@ const INBOXES_MAX: usize = 64;
 /// Hands the requests of a batch to the service; returns how many there were.
 pub(super) fn hand_over(message: Message, service: &Service, link: &NatsLink) -> u64 {
     let Message { payload, reply, .. } = message;
+    if payload == PROBE[..] {
+        return 0;
+    }
     let requests = match requests(&payload) {
         Ok(requests) => requests,
         Err(error) => {
