@@ -57,6 +57,8 @@ mod routes;
 mod scarcity;
 #[path = "hostile/secured.rs"]
 mod secured;
+#[path = "hostile/stopping.rs"]
+mod stopping;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/tls.rs"]
 mod tls;

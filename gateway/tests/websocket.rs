@@ -14,6 +14,8 @@ mod framing;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "support/local.rs"]
 mod local;
+#[path = "support/metrics.rs"]
+mod metrics;
 #[path = "websocket/origins.rs"]
 mod origins;
 #[path = "websocket/peer.rs"]

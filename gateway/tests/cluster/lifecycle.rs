@@ -17,7 +17,7 @@ fn a_stop_answers_what_is_in_flight_after_the_gateway_has_left_the_cluster() {
     let backend = world.backend("room-1");
     for driver in DRIVERS {
         let gateway = world.gateway(driver, &[]);
-        let address = gateway.addresses().tcp[0];
+        let (address, admin) = (gateway.addresses().tcp[0], gateway.addresses().admin[0]);
         let mut clients = [tcp(&gateway), web_socket(&gateway), tcp(&gateway)];
         let mut idle = tcp(&gateway);
         for client in &mut clients {
@@ -31,6 +31,10 @@ fn a_stop_answers_what_is_in_flight_after_the_gateway_has_left_the_cluster() {
         world.soon(tables.wait_for(|table| table.by_id("gate-1").is_none())).unwrap();
         until("nobody else is let in", || TcpStream::connect(address).is_err().then_some(()));
         idle.expect_close(SOON).unwrap();
+        until("its end is counted", || {
+            let (_, page) = http_get(admin, "/metrics").unwrap();
+            page.contains(",reason=\"shutdown\"} 1\n").then_some(())
+        });
         for client in &mut clients {
             client.expect_silence(Duration::from_millis(20)).unwrap();
         }

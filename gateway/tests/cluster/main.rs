@@ -19,6 +19,7 @@ mod traffic;
 #[path = "../support/administrator.rs"]
 mod administrator;
 
+mod addresses;
 mod backend;
 mod bans;
 mod batches;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use gateway::gateway::Gateway;
 use shared::message::MessageType;
+use shared::metrics::LimitLabel;
 
 use crate::backend::{Backend, Call};
-use crate::world::{DRIVERS, SOON, World, tcp, until_answered, web_socket};
+use crate::world::{DRIVERS, SOON, World, http_get, tcp, until, until_answered, web_socket};
 
 /// What a server that announces nothing is given at once: 25, rounded up for each of two reactors.
 const WINDOW: usize = 26;
@@ -63,6 +65,14 @@ fn a_worker_of_ours_answers_in_order_and_pushes_before_the_answer_arrive_before_
         gateway.stop();
     }
     world.stop_worker(worker);
+}
+
+/// How often a limit was run into.
+fn limited(gateway: &Gateway, limit: LimitLabel) -> u64 {
+    let (_, page) = http_get(gateway.addresses().admin[0], "/metrics").unwrap();
+    let label = format!(r#"limit="{}""#, limit.name());
+    let series = page.lines().filter(|line| line.contains(&label));
+    series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 /// Everything that the backend gets without answering.
@@ -128,11 +138,13 @@ fn requests_beyond_the_queue_are_refused_and_those_in_it_are_served() {
             let text = r#"{"code":"PIT-503","msg":"too many requests in flight"}"#;
             assert_eq!(answer.text(), text, "{driver}");
         }
+        until("each is counted", || (limited(&gateway, LimitLabel::Queue) == 36).then_some(()));
         for id in &ids[..14] {
             backend.next().answer(b"served");
             let answer = client.read_message(SOON).unwrap();
             assert_eq!((answer.id, answer.text().as_str()), (*id, "served"), "{driver}");
         }
+        assert_eq!(limited(&gateway, LimitLabel::Queue), 36, "{driver}");
         gateway.stop();
     }
 }

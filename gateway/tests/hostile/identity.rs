@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use client::raw::{Closed, OwnedMessage, RawClient, RawError};
+use shared::close::CloseReason;
 use shared::packet::PacketType;
 
-use crate::field::{LONG, reset, under_attack};
+use crate::field::{LONG, eventually, reset, under_attack};
 
 /// Two reactors, so that sessions of one uid live on both.
 const TWO: [(&str, &str); 1] = [("pitaya.gateway.threads", "2")];
@@ -48,6 +49,7 @@ fn of_forty_logins_at_once_exactly_one_stays() {
         // The kicked are those that end; who stays answers.
         let kept = clients.into_iter().map(is_kicked).filter(|is_kicked| !is_kicked).count();
         assert_eq!(kept, 1);
+        eventually("each end is counted", || field.ended(CloseReason::Replaced) == 39);
     });
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::RwLockReadGuard;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::field::{beside, eventually};
@@ -24,6 +25,8 @@ pub(crate) struct Process {
     pub admin: SocketAddr,
     /// Where TCP clients with TLS connect.
     pub tls: Option<SocketAddr>,
+    /// Where WebSocket clients with TLS connect.
+    pub wss: Option<SocketAddr>,
 }
 
 impl Process {
@@ -66,6 +69,7 @@ impl Process {
             ws: SocketAddr::from(([0; 4], 0)),
             admin: SocketAddr::from(([0; 4], 0)),
             tls: None,
+            wss: None,
         };
         eventually("the gateway serves", || {
             assert!(started.child.try_wait().unwrap().is_none(), "{}", started.log());
@@ -76,15 +80,30 @@ impl Process {
         started.tcp = ports["tcp"].as_str().unwrap().parse().unwrap();
         started.ws = ports["ws"].as_str().unwrap().parse().unwrap();
         started.admin = ports["admin"].as_str().unwrap().parse().unwrap();
-        started.tls = ports["tls"].as_str().map(|address| address.parse().unwrap());
+        let secured = |name: &str| ports[name].as_str().map(|address| address.parse().unwrap());
+        (started.tls, started.wss) = (secured("tls"), secured("wss"));
         started
     }
 
     /// Writes its configuration file anew and asks it to read it.
     pub(crate) fn reload(&self, config: &str) {
         std::fs::write(self.directory.path().join("config.toml"), config).unwrap();
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::HUP).unwrap();
+        self.signal(Signal::HUP);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it ends by itself; whether with success.
+    pub(crate) fn ends_well(&mut self) -> bool {
+        let mut status = None;
+        eventually("the gateway ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.is_some_and(|status| status.success())
     }
 
     fn proc(&self, name: &str) -> PathBuf {

@@ -66,6 +66,22 @@ fn readers_of_pushes_that_never_read_are_dropped() {
 }
 
 #[test]
+fn whose_pushes_pile_up_beyond_the_limit_is_closed_for_that_long_before_the_deadline() {
+    // No write deadline can be what ends them.
+    let settings = [PLAIN, ("pitaya.buffer.agent.conntimeout", "1h")];
+    under_attack(&settings, |field| {
+        let mut readers = lazy(field);
+        for client in &mut readers {
+            client.send_request("room.test.noise", br#"{"n":5000,"size":4096}"#).unwrap();
+        }
+        eventually("both are closed", || field.ended(CloseReason::OutboxLimit) == 2);
+        assert_eq!(exceeded(field, LimitLabel::Outbox), 2);
+        assert_eq!(value(&field.metrics(), "pitaya_acceptor_closed_total", "reason"), 2);
+        drop(readers);
+    });
+}
+
+#[test]
 fn nothing_is_ever_sent_behind_a_cut_packet() {
     let settings = [DEADLINE, PLAIN, ("pitaya.gateway.outbox.maxbytes", "16777216")];
     under_attack(&settings, |field| {

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use client::raw::RawClient;
 use gateway::control::plan::Plan;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use shared::config::{Binary, KEYS, Source, Sources};
 use shared::metrics::LimitLabel;
 
@@ -12,6 +14,7 @@ use crate::field::{LONG, eventually, turn};
 use crate::local::{self, DRIVERS};
 use crate::metrics::{metrics, value};
 use crate::process::Process;
+use crate::tls::{self, Identity};
 
 /// What the gateway was started with, and a file besides.
 fn sources(plan: &Plan, file: &Path) -> Sources {
@@ -96,5 +99,68 @@ fn a_hangup_reads_the_file_again_and_says_so_in_the_log() {
         assert!(process.log().contains("pitaya.gateway.maxconns"));
         assert!(established(process.tcp).is_err());
         assert_eq!(player.request("room.test.echo", b"x").unwrap().payload, b"x");
+    }
+}
+
+/// Clients on each transport that trust this certificate, and the one that they were shown.
+fn secured(process: &Process, identity: &Identity) -> [(RawClient, Vec<u8>); 2] {
+    let config = identity.client();
+    let clients = [
+        tls::connect(process.tls.unwrap(), &config),
+        tls::connect_web_socket(process.wss.unwrap(), &config),
+    ];
+    clients.map(|client| {
+        let mut client = client.unwrap();
+        client.set_timeout(LONG);
+        client.establish().unwrap();
+        let shown = client.tls().unwrap().peer_certificates().unwrap();
+        let shown = shown.first().unwrap().to_vec();
+        (client, shown)
+    })
+}
+
+fn certificate(identity: &Identity) -> Vec<u8> {
+    CertificateDer::from_pem_file(identity.certificate()).unwrap().to_vec()
+}
+
+#[test]
+fn a_hangup_puts_a_new_certificate_in_place_and_those_connected_play_on() {
+    for driver in DRIVERS {
+        let identity = Identity::new();
+        let old = certificate(&identity);
+        let [file, key] = identity.settings().map(|(key, value)| format!("{key}={value}"));
+        let listen = ["pitaya.gateway.tls.tcp=127.0.0.1:0", "pitaya.gateway.tls.ws=127.0.0.1:0"];
+        let process = Process::start(driver, 4_096, &[&file, &key, listen[0], listen[1]]);
+        let lines = |text: &str| process.log().lines().filter(|line| line.contains(text)).count();
+        let mut early = secured(&process, &identity);
+        let mut play_on = |when: &str| {
+            for (client, shown) in &mut early {
+                assert!(*shown == old, "{driver}: {when}");
+                let answer = client.request("room.test.echo", when.as_bytes()).unwrap();
+                assert_eq!(answer.text(), when, "{driver}");
+            }
+        };
+        play_on("before");
+
+        identity.renew();
+        let new = certificate(&identity);
+        assert!(new != old);
+        process.reload("");
+        eventually("the reload", || lines("was read again") == 1);
+        for (_, shown) in secured(&process, &identity) {
+            assert!(shown == new, "{driver}: the old one is shown");
+        }
+        play_on("after");
+
+        // What is broken changes nothing, neither for those who are here nor for those who come.
+        std::fs::write(identity.key(), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        process.reload("");
+        eventually("the mistake is told", || lines("nothing has changed") == 1);
+        for (_, shown) in secured(&process, &identity) {
+            assert!(shown == new, "{driver}: another one is shown");
+        }
+        play_on("at last");
+        let closed = value(&metrics(process.admin), "pitaya_acceptor_closed_total", r#""tls""#);
+        assert_eq!(closed, 0, "{driver}: a handshake failed");
     }
 }

@@ -2,9 +2,11 @@
 
 use client::raw::head;
 use shared::message::{Head, MessageType};
+use shared::metrics::LimitLabel;
 use shared::packet::PacketType;
 
-use crate::field::{LONG, under_attack};
+use crate::accounting::exceeded;
+use crate::field::{LONG, eventually, under_attack};
 
 #[test]
 fn routes_that_are_none_are_answered_with_400() {
@@ -101,6 +103,7 @@ fn answers_come_in_the_order_of_requests() {
 #[test]
 fn every_request_above_the_limits_is_answered_too() {
     under_attack(&[("pitaya.gateway.inflight.connection", "20")], |field| {
+        let mut refused = 0;
         for mut client in field.established() {
             for id in 1..=300u64 {
                 let request = Head { id, ..head(MessageType::Request, 0, "room.test.sleep") };
@@ -112,10 +115,12 @@ fn every_request_above_the_limits_is_answered_too() {
                 let answer = client.read_message(LONG).unwrap();
                 assert!(answered.insert(answer.id), "{} is answered twice", answer.id);
                 assert_eq!(answer.is_error, answer.text().contains("PIT-503"), "{}", answer.text());
-                busy += u32::from(answer.is_error);
+                busy += u64::from(answer.is_error);
             }
             assert!((1..=280).contains(&busy), "{busy} were refused");
             client.expect_silence(std::time::Duration::from_millis(100)).unwrap();
+            refused += busy;
+            eventually("each is counted", || exceeded(field, LimitLabel::InFlight) == refused);
         }
     });
 }

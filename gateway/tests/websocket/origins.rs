@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use shared::close::CloseReason;
+
+use crate::metrics::eventually;
 use crate::peer::{Echo, on_all_with};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -21,12 +24,21 @@ fn status(echo: &Echo, origin: Option<&str>) -> u16 {
     text.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// Refusals are ends for one reason; who may connect and leaves is none of them.
+fn expect_ends(echo: &Echo, refused: u64, left: u64) {
+    eventually("ends", || {
+        echo.ended(CloseReason::WebSocketProtocol) == refused
+            && echo.ended(CloseReason::PeerClosed) == left
+    });
+}
+
 #[test]
 fn every_page_may_connect_unless_somebody_says_which() {
     on_all_with(&[], |echo| {
         for origin in [None, Some("https://evil.example"), Some("null")] {
             assert_eq!(status(echo, origin), 101, "{origin:?}");
         }
+        expect_ends(echo, 0, 3);
     });
     let listed = "https://game.example,play.example:8443";
     on_all_with(&[("pitaya.gateway.origins", listed)], |echo| {
@@ -42,6 +54,7 @@ fn every_page_may_connect_unless_somebody_says_which() {
         ] {
             assert_eq!(status(echo, origin), expected, "{origin:?}");
         }
+        expect_ends(echo, 4, 4);
     });
     on_all_with(&[("pitaya.gateway.origins", "same-host")], |echo| {
         for (origin, expected) in [
@@ -52,5 +65,6 @@ fn every_page_may_connect_unless_somebody_says_which() {
         ] {
             assert_eq!(status(echo, origin), expected, "{origin:?}");
         }
+        expect_ends(echo, 2, 2);
     });
 }

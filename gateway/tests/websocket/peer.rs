@@ -8,10 +8,12 @@ use client::upgrade::UpgradeRequest;
 use gateway::control::plan::Plan;
 use gateway::gateway::Gateway;
 use gateway::wire::Content;
+use shared::close::CloseReason;
 use shared::websocket::Opcode;
 use shared::websocket::frame::{FrameHead, FrameLimits, frame_head};
 
 use crate::local::{self, DRIVERS};
+use crate::metrics;
 use crate::tls::{self, Identity};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -63,6 +65,11 @@ impl Echo {
         };
         client.set_timeout(SOON);
         client
+    }
+
+    /// How many connections ended for this reason so far.
+    pub(crate) fn ended(&self, reason: CloseReason) -> u64 {
+        metrics::closed_total(&metrics::metrics(self.gateway.addresses().admin[0]), reason)
     }
 
     /// A WebSocket.
