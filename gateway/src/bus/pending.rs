@@ -201,7 +201,7 @@ impl PendingTable {
             }
         }
         let is_overdue = |pending: &Pending| now_ms >= pending.deadline_ms;
-        self.give_up(is_overdue, now_ms + timeout_ms * REST_TIMEOUTS, give_up);
+        self.take_out(is_overdue, Some(now_ms + timeout_ms * REST_TIMEOUTS), give_up);
     }
 
     /// Gives up what a server will not answer any more: everything that was sent to `target` before `sent_ms`.
@@ -213,26 +213,28 @@ impl PendingTable {
         give_up: impl FnMut(Pending),
     ) {
         let is_lost = |pending: &Pending| pending.target == target && pending.sent_ms < sent_ms;
-        self.give_up(is_lost, now_ms + timeout_ms * REST_TIMEOUTS, give_up);
+        self.take_out(is_lost, Some(now_ms + timeout_ms * REST_TIMEOUTS), give_up);
     }
 
-    /// Gives up what `is_over`. An answer may yet come, so that the tokens rest.
-    fn give_up(
+    /// Takes out what `is_over`. Its tokens rest for so long where an answer may yet come; otherwise they are free.
+    fn take_out(
         &mut self,
         is_over: impl Fn(&Pending) -> bool,
-        until_ms: u64,
+        rest_until_ms: Option<u64>,
         mut give_up: impl FnMut(Pending),
     ) {
-        for slot in &mut self.slots {
-            if let State::Busy(pending) = &slot.state
-                && is_over(pending)
-                && let State::Busy(pending) =
-                    std::mem::replace(&mut slot.state, State::Resting { until_ms })
-            {
-                self.busy -= 1;
-                slot.request.clear();
-                give_up(pending);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if !matches!(&slot.state, State::Busy(pending) if is_over(pending)) {
+                continue;
             }
+            let next = rest_until_ms.map_or(State::Free, |until_ms| State::Resting { until_ms });
+            let State::Busy(pending) = std::mem::replace(&mut slot.state, next) else { continue };
+            slot.request.clear();
+            self.busy -= 1;
+            if rest_until_ms.is_none() {
+                self.free.give(index as u32);
+            }
+            give_up(pending);
         }
     }
 
@@ -250,22 +252,8 @@ impl PendingTable {
 
     /// Gives up what `is_lost`: the link is gone, and with it the subject that answers would come to. What rests goes on
     /// resting, since it may be a request to the application of this process, which can still answer.
-    pub fn fail_lost(
-        &mut self,
-        is_lost: impl Fn(&Pending) -> bool,
-        mut give_up: impl FnMut(Pending),
-    ) {
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if let State::Busy(pending) = &slot.state
-                && is_lost(pending)
-                && let State::Busy(pending) = std::mem::take(&mut slot.state)
-            {
-                slot.request.clear();
-                self.busy -= 1;
-                self.free.give(index as u32);
-                give_up(pending);
-            }
-        }
+    pub fn fail_lost(&mut self, is_lost: impl Fn(&Pending) -> bool, give_up: impl FnMut(Pending)) {
+        self.take_out(is_lost, None, give_up);
     }
 
     /// Requests under way.

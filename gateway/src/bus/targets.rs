@@ -36,7 +36,6 @@ pub struct Target {
     suspect_until_ms: u64,
     is_gone: bool,
     takes_batches: bool,
-    knows_probes: bool,
     /// Requests that belong to this server.
     queue: Queue,
 }
@@ -195,7 +194,6 @@ impl Targets {
             suspect_until_ms: 0,
             is_gone: false,
             takes_batches: self.limits.has_batches && server.speaks(PROTOCOL_BATCHES),
-            knows_probes: server.speaks(PROTOCOL_BATCHES),
             queue: Queue::default(),
         }) as u32;
         self.by_id.insert(server.id.as_str().into(), key);
@@ -424,7 +422,7 @@ impl Target {
 
     /// Whether it may be asked if it is still there. One that leaves in good order listens no more, and still answers.
     pub fn takes_probes(&self) -> bool {
-        self.knows_probes && !self.is_gone
+        !self.is_gone && self.server.speaks(PROTOCOL_BATCHES)
     }
 
     fn has_room(&self) -> bool {

@@ -44,7 +44,7 @@ fn a_backend_that_dies_costs_what_it_had_in_hand_and_nothing_else() {
     }
 }
 
-/// The time-out is twice as long as anything may take here.
+/// The time-out is far longer than anything may take here.
 #[test]
 fn what_a_dead_worker_had_in_hand_fails_long_before_its_time_out() {
     for driver in DRIVERS {

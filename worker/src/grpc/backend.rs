@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use prost::Message;
+use proto::wire::RESPONSE_ACK;
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -47,12 +47,7 @@ impl Answering for Backend {
             Method::Push | Method::Kick => {
                 Box::pin(std::future::ready(Err(Status::unknown("session not found"))))
             }
-            Method::Bind => Box::pin(std::future::ready(Ok(acknowledgement()))),
+            Method::Bind => Box::pin(std::future::ready(Ok(Bytes::from_static(RESPONSE_ACK)))),
         }
     }
-}
-
-/// `Response{data: "ack"}`, the answer to what only has to arrive.
-fn acknowledgement() -> Bytes {
-    proto::Response { data: Bytes::from_static(b"ack"), error: None }.encode_to_vec().into()
 }
